@@ -1,0 +1,103 @@
+# Every target sets up what it needs, so each of them works on a bare machine with Python >= 3.11.
+# Options for the command behind a target go into ARGS:  make train-mnist ARGS="--trainer.max_epochs 3"
+
+PYTHON ?= python3
+JOBS ?= 2
+ARGS ?=
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+INSTALLED_DEV := .venv/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev train-mnist train-cifar10 eval sample viz-recon demo verify bench \
+	test lint format clean clean-all
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## make .venv and install vlae into it (PYTHON=python3.12 to choose another)
+
+install-dev: $(INSTALLED_DEV) ## the same with the tools for tests, lint and types
+
+# -- use ----------------------------------------------------------------------
+
+train-mnist: install ## train a VLAE on MNIST
+	$(BIN)/vlae train --config mnist $(ARGS)
+
+train-cifar10: install ## train a VLAE on CIFAR-10
+	$(BIN)/vlae train --config cifar10 $(ARGS)
+
+eval: install ## evaluate the newest run (ARGS="--run outputs/NAME" for another)
+	$(BIN)/vlae eval $(ARGS)
+
+sample: install ## draw samples from the newest run's prior
+	$(BIN)/vlae sample prior $(ARGS)
+
+viz-recon: install ## draw the newest run's reconstructions
+	$(BIN)/vlae viz recon-grid $(ARGS)
+
+demo: install ## train, evaluate and draw on the digits that ship with scikit-learn; no download of data
+	bash scripts/demo.sh
+
+verify: install ## check this installation's numbers against exact ones
+	$(BIN)/vlae verify $(ARGS)
+
+bench: install ## time training
+	$(BIN)/python benchmarks/training.py $(ARGS)
+
+# -- develop ----------------------------------------------------------------------
+
+# One thread per worker: more would only compete for the same cores.
+test: install-dev ## run the tests (JOBS=8 for more workers)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) $(ARGS)
+
+lint: install-dev ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install-dev ## rewrite the sources in the house style
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+# -- clean ----------------------------------------------------------------------
+
+clean: ## remove caches and builds
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . \( -name .venv -o -name .git \) -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -prune \
+		-exec rm -rf {} +
+
+clean-all: clean ## also remove .venv, outputs, results and downloaded data (never $VLAE_DATA)
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -c "$$REMOVE_DOWNLOADS"; \
+	else echo "no .venv, so downloads in the user's cache directory, if any, were left"; fi
+	rm -rf .venv outputs results
+
+define REMOVE_DOWNLOADS
+import os, pathlib, shutil, pooch
+cache = pathlib.Path(pooch.os_cache("vlae")).resolve()
+kept = pathlib.Path(os.environ.get("VLAE_DATA") or os.devnull).expanduser().resolve()
+if cache == kept or kept in cache.parents or cache in kept.parents:
+    print(f"kept {cache}: it shares files with VLAE_DATA")
+else:
+    print(f"rm -rf {cache}")
+    shutil.rmtree(cache, ignore_errors=True)
+endef
+export REMOVE_DOWNLOADS
+
+# -- set-up ----------------------------------------------------------------------
+
+# The stamps are touched last: a set-up that was interrupted is done again.
+.venv/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "vlae needs Python 3.11 or newer, and $(PYTHON) is not: give one with PYTHON=/path/to/python" >&2; \
+		exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+$(INSTALLED): pyproject.toml | .venv/.created
+	$(BIN)/pip install -e .
+	@touch $@
+
+$(INSTALLED_DEV): pyproject.toml | .venv/.created
+	$(BIN)/pip install -e '.[dev]'
+	@touch $(INSTALLED) $@

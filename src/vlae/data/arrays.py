@@ -1,0 +1,107 @@
+"""Tensors, arrays and data sets of any origin, checked and turned into uint8 levels [N, C, H, W]."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from vlae.errors import VlaeError
+
+
+def to_levels(x: Tensor | np.ndarray, levels: int | None = None) -> tuple[Tensor, int]:
+    """Images as integer levels.
+
+    Args:
+        x: [N, C, H, W] or [N, H, W]; integers 0..levels-1, booleans, or floats in [0, 1], rounded to the nearest
+            of `levels` equidistant values.
+        levels: 2 to 256; by default 2 where all values are 0 or 1, else 256.
+
+    Returns:
+        A uint8 tensor [N, C, H, W] with values 0..levels-1, and `levels`.
+
+    Raises:
+        VlaeError: another shape, NaN or values out of range.
+    """
+    x = _shaped(_as_tensor(x))
+    if levels is not None and not 2 <= levels <= 256:
+        raise VlaeError(f"levels={levels}: expected 2 to 256")
+    real = x.is_floating_point()
+    if real and not bool(torch.isfinite(x).all()):
+        raise VlaeError("the images hold NaN or infinite values; expected floats in [0, 1]")
+    low, high = x.min().item(), x.max().item()
+    top = 1 if real else 255 if levels is None else levels - 1
+    if low < 0 or high > top:
+        hint = "; divide by 255, or give uint8" if real and low >= 0 and high <= 255 else ""
+        kind = "floats in [0, 1]" if real else f"integers in 0..{top}"
+        raise VlaeError(f"the images hold values from {low:g} to {high:g}; expected {kind}{hint}")
+    if levels is None:
+        levels = 2 if bool(((x == 0) | (x == 1)).all()) else 256
+    return (x * (levels - 1)).round().to(torch.uint8) if real else x.to(torch.uint8), levels
+
+
+def collect(dataset: Dataset[Any]) -> tuple[Tensor, Tensor | None]:
+    """All images [N, C, H, W] and, if it yields pairs, int64 labels [N] of a `torch.utils.data.Dataset`."""
+    if isinstance(dataset, IterableDataset):
+        items = list(dataset)
+    else:
+        try:
+            items = [dataset[i] for i in range(len(dataset))]  # type: ignore[arg-type]
+        except (TypeError, NotImplementedError) as error:
+            raise VlaeError(f"{type(dataset).__name__} needs __len__ and __getitem__ ({error})") from error
+    if not items:
+        raise VlaeError(f"{type(dataset).__name__} is empty; expected at least one image")
+    paired = isinstance(items[0], (tuple, list))
+    images = [_one_image(item[0] if paired else item) for item in items]
+    if {(image.shape, image.dtype) for image in images} != {(images[0].shape, images[0].dtype)}:
+        raise VlaeError(f"{type(dataset).__name__} yields images of different shapes or types; make them alike")
+    labelled = paired and len(items[0]) > 1
+    return torch.stack(images), _labels([item[1] for item in items]) if labelled else None
+
+
+def _as_tensor(x: Any) -> Tensor:
+    """`x` as a CPU tensor of its own kind."""
+    if isinstance(x, np.ndarray):
+        if x.dtype.kind not in "buif":
+            raise VlaeError(f"an array of {x.dtype} can't be images; expected uint8 or floats in [0, 1]")
+        # Torch knows neither foreign byte orders nor every unsigned type, and shares no read-only memory.
+        x = torch.from_numpy(x.astype(np.int64 if x.dtype.kind in "ui" and x.dtype != np.uint8 else x.dtype.type))
+    if not isinstance(x, Tensor):
+        raise VlaeError(
+            f"{type(x).__name__} can't be images; expected a tensor or array [N, C, H, W], or a torch Dataset"
+        )
+    if x.is_complex():
+        raise VlaeError("complex values can't be images; expected uint8 or floats in [0, 1]")
+    return x.detach().cpu()
+
+
+def _shaped(x: Tensor) -> Tensor:
+    """[N, H, W] or [N, C, H, W] as [N, C, H, W], none of it empty."""
+    if x.ndim == 3:
+        x = x[:, None]
+    if x.ndim != 4 or x.numel() == 0:
+        raise VlaeError(f"images of shape {list(x.shape)}; expected [N, C, H, W] or [N, H, W], none of them 0")
+    if x.shape[1] > 4 and x.shape[3] in (1, 3):
+        raise VlaeError(f"images of shape {list(x.shape)}; expected channels second: use permute(0, 3, 1, 2)")
+    return x
+
+
+def _one_image(x: Any) -> Tensor:
+    """One image as [C, H, W]; a Pillow image has its channels last."""
+    if not isinstance(x, (Tensor, np.ndarray)) and hasattr(x, "getbands"):
+        pixels = torch.from_numpy(np.array(x))
+        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    x = _as_tensor(x)
+    if x.ndim not in (2, 3):
+        raise VlaeError(f"an image of shape {list(x.shape)}; expected [C, H, W] or [H, W]")
+    return x[None] if x.ndim == 2 else x
+
+
+def _labels(values: list[Any]) -> Tensor:
+    """Integer labels as int64 [N]."""
+    try:
+        labels = torch.as_tensor([int(value) for value in values])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise VlaeError(f"labels must be integers, one per image ({error})") from error
+    return labels

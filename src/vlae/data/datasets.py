@@ -1,0 +1,254 @@
+"""A set of images in memory, with its split and its binarisation."""
+
+import copy
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vlae.data.arrays import collect, to_levels
+from vlae.data.seeds import Stream, generator
+from vlae.errors import VlaeError
+
+Binarize = Literal["static", "dynamic", "threshold"]
+SPLITS = ("train", "validation", "test", "train+validation")
+
+
+class ImageDataset(Dataset[Tensor]):
+    """Images as integer levels, handed out as floats in [0, 1].
+
+    Binarisation reads a level as a grey value x in [0, 1]. "static": one fixed draw from Bernoulli(x), a function of
+    the split's name alone. "dynamic": a new draw at each visit in training splits, the static draw in held-out ones.
+    "threshold": x >= 0.5.
+
+    Args:
+        images: uint8 [N, C, H, W], values 0..levels-1, always as they came: binarisation leaves them alone.
+        levels: how many levels there are: 2 for binary images, 256 for grey and RGB.
+        name: what the set is called.
+        split: "train", "validation", "test" or "train+validation".
+        labels: int64 [N], or None.
+        factors: ground-truth factors [N, F], or None.
+        binarize: None, "static", "dynamic" or "threshold".
+        note: how the split was made, for `protocol`.
+
+    Raises:
+        VlaeError: shapes, values, split or binarisation are not as above.
+    """
+
+    redrawn = False  # True where the images themselves are new in every epoch
+
+    def __init__(
+        self,
+        images: Tensor,
+        levels: int = 256,
+        *,
+        name: str = "images",
+        split: str = "train",
+        labels: Tensor | None = None,
+        factors: Tensor | None = None,
+        binarize: str | None = None,
+        note: str = "",
+    ) -> None:
+        if images.dtype != torch.uint8:
+            raise VlaeError(f"{name}: images of {images.dtype}; expected uint8, or use ImageDataset.from_any")
+        self.images, self.levels = to_levels(images, levels)
+        for what, values in {"labels": labels, "factors": factors}.items():
+            if values is not None and len(values) != len(images):
+                raise VlaeError(f"{name}: {len(values)} {what} for {len(images)} images; expected one each")
+        self.name = name
+        self.split = check_split(split)
+        self.labels = labels
+        self.factors = factors
+        self.note = note
+        self.binarize: str | None = None
+        self._fixed: Tensor | None = None  # the 0/1 images, where they are the same at every visit
+        if check_binarize(binarize):
+            self._binarize(binarize)
+
+    @classmethod
+    def from_any(
+        cls,
+        x: Any,
+        *,
+        name: str = "custom",
+        split: str = "train",
+        levels: int | None = None,
+        labels: Any = None,
+        binarize: str | None = None,
+    ) -> "ImageDataset":
+        """A set from a tensor, an array or a torch `Dataset` of images or (image, label) pairs.
+
+        Args:
+            x: [N, C, H, W] or [N, H, W], uint8 or floats in [0, 1]; or a `Dataset` of such images without the N.
+            name: what the set is called.
+            split: which split it is to be.
+            levels: 2 to 256; by default 2 where all values are 0 or 1, else 256. Floats are rounded to these levels.
+            labels: integers [N], instead of the `Dataset`'s own.
+            binarize: as in the class.
+
+        Raises:
+            VlaeError: NaN, values out of range or another shape.
+
+        Example:
+            >>> ImageDataset.from_any(torch.rand(10, 28, 28)).image_shape
+            (1, 28, 28)
+        """
+        if isinstance(x, ImageDataset):
+            return x if binarize is None else x.binarized(binarize)
+        own = None
+        if isinstance(x, Dataset):
+            x, own = collect(x)
+        images, levels = to_levels(x, levels)
+        labels = own if labels is None else torch.as_tensor(labels).long()
+        return ImageDataset(images, levels, name=name, split=split, labels=labels, binarize=binarize)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @property
+    def effective_levels(self) -> int:
+        """How many levels the images handed out have: 2 when binarised, else `levels`."""
+        return 2 if self.binarize else self.levels
+
+    @property
+    def training(self) -> bool:
+        """Whether this split is trained on, so that what is random is drawn anew at each visit."""
+        return self.split in ("train", "train+validation")
+
+    @property
+    def protocol(self) -> str:
+        """Split and binarisation in one line, as a results table needs it."""
+        how = {
+            None: "binary as they came" if self.levels == 2 else f"{self.levels} levels",
+            "static": "static binarisation, one fixed draw",
+            "dynamic": "dynamic binarisation, "
+            + ("a new draw at each visit" if self._fixed is None else "this split's fixed draw"),
+            "threshold": "binarised at 0.5",
+        }[self.binarize]
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.name}, {self.split}{note}: {len(self)} images, {how}"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Image `index` as floats [C, H, W] in [0, 1]; a dynamic draw comes from torch's global generator."""
+        return self.to_float((self.images if self._fixed is None else self._fixed)[index])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.protocol})"
+
+    def tensor(self, generator: torch.Generator | None = None) -> Tensor:
+        """All images as floats [N, C, H, W] in [0, 1].
+
+        Where the binarisation is drawn at each visit this is one draw: from `generator`, else always the same one.
+        """
+        if self._fixed is not None:
+            return self._fixed.float()
+        return self.to_float(self.images, generator or self._static_generator())
+
+    def subset(self, n: int) -> Self:
+        """The first `n` images, all else equal.
+
+        Raises:
+            VlaeError: n is not in 1..N.
+        """
+        if not 1 <= n <= len(self):
+            raise VlaeError(f"subset({n}) of {self.name} {self.split}: expected 1 to {len(self)} images")
+        return self._with(**{key: value[:n] for key, value in self._per_image().items()})
+
+    def binarized(self, binarize: str | None) -> Self:
+        """The same images with this binarisation.
+
+        Raises:
+            VlaeError: an unknown value, or the images are already binary.
+        """
+        new = self._with(binarize=None, _fixed=None)
+        if check_binarize(binarize):
+            new._binarize(binarize)
+        return new
+
+    def join(self, other: "ImageDataset") -> Self:
+        """Training and validation images as the split "train+validation"; fixed draws stay those of the parts."""
+        mine, theirs = self._per_image(), other._per_image()
+        both = {key: torch.cat([mine[key], theirs[key]]) if key in theirs else None for key in mine}
+        return self._with(split="train+validation", note=both_notes(self.note, other.note), **both)
+
+    def epoch_images(self, seed: int, epoch: int) -> Tensor:
+        """What batches of this epoch are cut from: uint8 [N, C, H, W], a pure function of (seed, epoch)."""
+        return self.images if self._fixed is None else self._fixed
+
+    def to_float(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Pixels cut from `epoch_images`, on any device, as floats in [0, 1], drawn here where that is due.
+
+        Args:
+            pixels: uint8, any shape.
+            generator: on the pixels' device; decides a dynamic draw.
+        """
+        if self._fixed is not None:
+            return pixels.float()
+        if self.binarize == "dynamic":
+            return draw(pixels, self.levels, generator).float()
+        return pixels.float() / (self.levels - 1)
+
+    def _binarize(self, binarize: str | None) -> None:
+        if self.levels == 2:
+            raise VlaeError(f"{self.name} is already binary; leave out binarize={binarize!r}")
+        if binarize == "static" and self.redrawn:
+            raise VlaeError(f'{self.name} {self.split} is drawn anew each epoch; use binarize="dynamic"')
+        self.binarize = binarize
+        if binarize == "threshold":
+            self._fixed = threshold(self.images, self.levels)
+        elif binarize == "static" or not self.training:
+            self._fixed = draw(self.images, self.levels, self._static_generator())
+
+    def _static_generator(self) -> torch.Generator:
+        return generator(Stream.STATIC, SPLITS.index(self.split))
+
+    def _per_image(self) -> dict[str, Tensor]:
+        """Everything that has one row per image."""
+        rows = {"images": self.images, "labels": self.labels, "factors": self.factors, "_fixed": self._fixed}
+        return {key: value for key, value in rows.items() if value is not None}
+
+    def _with(self, **changes: Any) -> Self:
+        new = copy.copy(self)
+        vars(new).update(changes)
+        return new
+
+
+def draw(pixels: Tensor, levels: int, generator: torch.Generator | None) -> Tensor:
+    """One draw from Bernoulli(pixels / (levels - 1)) as uint8 0/1.
+
+    A uniform integer u in 0..levels-2 is below level x with probability exactly x / (levels - 1): no floats needed.
+    """
+    noise = torch.randint(levels - 1, pixels.shape, dtype=torch.uint8, device=pixels.device, generator=generator)
+    return (noise < pixels).view(torch.uint8)
+
+
+def threshold(pixels: Tensor, levels: int) -> Tensor:
+    """Whether pixels / (levels - 1) >= 0.5, as uint8 0/1."""
+    return (pixels >= levels // 2).view(torch.uint8)
+
+
+def both_notes(first: str, second: str) -> str:
+    """The notes of two parts as the note of their union."""
+    return first if first == second else f"{first} and {second}"
+
+
+def check_split(split: str) -> str:
+    """`split` by its full name; "val" and "valid" are validation."""
+    parts = ["validation" if part in ("val", "valid") else part for part in str(split).split("+")]
+    if "+".join(parts) not in SPLITS:
+        raise VlaeError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
+    return "+".join(parts)
+
+
+def check_binarize(binarize: str | None) -> bool:
+    """Whether to binarise at all; unknown values are refused."""
+    if binarize is not None and binarize not in get_args(Binarize):
+        raise VlaeError(f'binarize={binarize!r}: expected None, "static", "dynamic" or "threshold"')
+    return binarize is not None

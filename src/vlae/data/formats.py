@@ -1,0 +1,119 @@
+"""Parsers of the file formats that data sets come in: any bytes give a valid array or one clear error."""
+
+import gzip
+import io
+import math
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, cast
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vlae.data.sources import one_line
+from vlae.errors import VlaeError
+
+_LIMIT = 1 << 30  # bytes; no idx file of a known set comes near, and a broken header may ask for terabytes
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a parser raises on a broken file into one line.
+
+    Parsers of third parties raise almost anything on broken bytes, so every `Exception` is meant.
+    """
+    try:
+        yield
+    except VlaeError:
+        raise
+    except Exception as error:
+        raise VlaeError(f"{path}: not a readable {kind} ({one_line(error)}); fetch the file again") from error
+
+
+def read_idx(path: Path, ndim: int) -> np.ndarray:
+    """An idx file of uint8, gzipped or not, as an array of `ndim` dimensions."""
+    with reading(path, "idx file"), _opened(path) as stream:
+        header = stream.read(4 + 4 * ndim)
+        if len(header) < 4 + 4 * ndim or header[:4] != bytes([0, 0, 8, ndim]):
+            raise VlaeError(f"{path}: not an idx file of uint8 in {ndim} dimensions; fetch the file again")
+        shape = [int.from_bytes(header[i : i + 4], "big") for i in range(4, len(header), 4)]
+        size = math.prod(shape)
+        if size > _LIMIT:
+            raise VlaeError(f"{path}: its header asks for {size} bytes, {_LIMIT} at most; fetch the file again")
+        body = stream.read(size + 1)
+        if len(body) != size:
+            raise VlaeError(f"{path}: its header says {size} bytes, but it holds others; fetch the file again")
+        return np.frombuffer(body, np.uint8).reshape(shape).copy()
+
+
+def read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A CIFAR-10 binary file as images uint8 [N, 3, 32, 32] and labels int64 [N]."""
+    with reading(path, "CIFAR-10 binary file"):
+        data = np.fromfile(path, np.uint8)
+        if data.size == 0 or data.size % 3073:
+            raise VlaeError(f"{path}: {data.size} bytes, expected a multiple of 3073; fetch the file again")
+        rows = data.reshape(-1, 3073)
+        if rows[:, 0].max() > 9:
+            raise VlaeError(f"{path}: label {rows[:, 0].max()}, expected 0 to 9; fetch the file again")
+        return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].astype(np.int64)
+
+
+def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
+    """Variables of a MATLAB file (version 5)."""
+    from scipy.io import loadmat
+
+    with reading(path, "MATLAB file"):
+        variables = loadmat(path, variable_names=keys)
+        return [_variable(path, variables, key) for key in keys]
+
+
+def read_npz(path: Path, *keys: str) -> list[np.ndarray]:
+    """Arrays of an npz file; pickled objects are refused."""
+    with reading(path, "npz file"), np.load(path, allow_pickle=False) as variables:
+        return [_variable(path, variables, key) for key in keys]
+
+
+def read_amat(path: Path) -> np.ndarray:
+    """Larochelle's text format, one line "0 1 ... 0" of 784 pixels per image, as uint8 0/1 [N, 784]."""
+    with reading(path, "amat file"):
+        data = np.fromfile(path, np.uint8)
+        if data.size == 0 or data.size % (2 * 784):
+            raise VlaeError(f"{path}: {data.size} bytes, expected lines of 784 pixels; fetch the file again")
+        rows = data.reshape(-1, 784, 2)
+        pixels = rows[:, :, 0] - ord("0")  # uint8: what comes before "0" wraps to large values
+        between = (rows[:, :-1, 1] == ord(" ")).all() and (rows[:, -1, 1] == ord("\n")).all()
+        if pixels.max() > 1 or not between:
+            raise VlaeError(f'{path}: expected lines "0 1 ... 0" of 784 pixels; fetch the file again')
+        return pixels
+
+
+def read_png_zip(path: Path, side: int) -> tuple[np.ndarray, list[str]]:
+    """All PNG images of a zip file, in order of their names, dark ink on white as bright ink on black.
+
+    Returns:
+        uint8 [N, side, side], each image shrunk by averaging (box resize), and their names.
+    """
+    with reading(path, "zip file of PNG images"), zipfile.ZipFile(path) as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".png"))
+        if not names:
+            raise VlaeError(f"{path}: no PNG image in it; fetch the file again")
+        images = np.empty((len(names), side, side), np.uint8)
+        for image, name in zip(images, names, strict=True):
+            with Image.open(io.BytesIO(archive.read(name))) as png:
+                grey = ImageOps.invert(png.convert("L")).resize((side, side), Image.Resampling.BOX)
+                image[:] = np.asarray(grey)
+        return images, names
+
+
+def _opened(path: Path) -> IO[bytes]:
+    with path.open("rb") as stream:
+        zipped = stream.read(2) == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.open(path)) if zipped else path.open("rb")
+
+
+def _variable(path: Path, variables: object, key: str) -> np.ndarray:
+    if key not in variables:  # type: ignore[operator]
+        raise VlaeError(f"{path}: holds no {key!r}; fetch the file again")
+    return np.asarray(variables[key])  # type: ignore[index]

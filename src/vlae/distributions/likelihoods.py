@@ -1,0 +1,266 @@
+"""Likelihoods p(x|z): what the numbers that a decoder puts out mean for each sub-pixel.
+
+A likelihood is a small module: called with parameters [..., P] it gives an element-wise distribution [...] over values in
+[0, 1], and `check` refuses images that it gives no mass to. `Factorised` and
+`vlae.distributions.autoregressive.Autoregressive` make distributions over whole images of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+from torch.nn import functional as F
+
+from vlae.distributions.noise import Generators, rand
+from vlae.errors import VlaeError
+
+
+class Pixelwise(Distribution):
+    """An element-wise distribution that can be sampled from given uniforms: the base of those below."""
+
+    arg_constraints: dict = {}
+    support = constraints.unit_interval
+
+    def __init__(self, shape: torch.Size):
+        super().__init__(shape, validate_args=False)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The value at which the cumulative distribution passes `value` in [0, 1), shape by shape."""
+        raise NotImplementedError
+
+    def sample(self, sample_shape: Sequence[int] = torch.Size(), generator: Generators = None) -> Tensor:
+        """[*sample_shape, ...] by the inverse CDF of uniforms."""
+        like = self.mean
+        return self.icdf(rand(sample_shape, None, self.batch_shape, generator, like))
+
+
+class PixelBernoulli(Pixelwise):
+    """Values 0 and 1, p(1) = sigmoid(logits)."""
+
+    def __init__(self, logits: Tensor):
+        self.logits = logits
+        super().__init__(logits.shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """p(1)."""
+        return torch.sigmoid(self.logits)
+
+    @property
+    def mode(self) -> Tensor:
+        """1 where p(1) > 1/2."""
+        return (self.logits > 0).to(self.logits.dtype)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value) in nats."""
+        return -F.binary_cross_entropy_with_logits(
+            self.logits, value.expand_as(self.logits), reduction="none"
+        )
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """1 where the uniform is under p(1)."""
+        return (value < self.mean).to(self.logits.dtype)
+
+
+class PixelCategorical(Pixelwise):
+    """The `levels` values 0, 1/(levels-1), ..., 1, each with a logit of its own: logits [..., levels]."""
+
+    def __init__(self, logits: Tensor):
+        self.logits = logits
+        self.levels = logits.shape[-1]
+        super().__init__(logits.shape[:-1])
+
+    def _value(self, level: Tensor) -> Tensor:
+        return level.to(self.logits.dtype) / (self.levels - 1)
+
+    @property
+    def mean(self) -> Tensor:
+        """The expected value."""
+        return (
+            self.logits.softmax(-1) * self._value(torch.arange(self.levels, device=self.logits.device))
+        ).sum(-1)
+
+    @property
+    def mode(self) -> Tensor:
+        """The most likely value."""
+        return self._value(self.logits.argmax(-1))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value) in nats."""
+        level = (value * (self.levels - 1)).round().long().expand(self.batch_shape)
+        return self.logits.log_softmax(-1).gather(-1, level[..., None]).squeeze(-1)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The level whose cumulative interval holds the uniform."""
+        below = self.logits.softmax(-1).cumsum(-1)[
+            ..., :-1
+        ]  # the last level takes the rest, whatever the rounding
+        return self._value((value[..., None] >= below).sum(-1))
+
+
+class PixelGaussian(Pixelwise):
+    """A normal density with mean and sigma; continuous, so that its nats are nats of a density."""
+
+    support = constraints.real
+
+    def __init__(self, loc: Tensor, sigma: Tensor):
+        self.loc, self.sigma = loc, sigma
+        super().__init__(loc.shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean."""
+        return self.loc
+
+    @property
+    def mode(self) -> Tensor:
+        """The mean."""
+        return self.loc
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log density in nats."""
+        return -0.5 * ((value - self.loc) / self.sigma) ** 2 - self.sigma.log() - 0.5 * math.log(2 * math.pi)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The quantile; uniforms of exactly 0 are taken as the smallest positive step."""
+        tiny = torch.finfo(value.dtype).eps / 2
+        return self.loc + self.sigma * torch.special.ndtri(value.clamp(tiny, 1 - tiny))
+
+
+class Likelihood(nn.Module):
+    """The base of likelihoods. `parameters`: numbers needed per sub-pixel; `levels`: how many values, None if continuous."""
+
+    parameters_per_value: int = 1
+    levels: int | None = None
+
+    def forward(self, parameters: Tensor, temperature: float = 1.0) -> Pixelwise:
+        """parameters [..., P] -> element-wise distribution [...]; a temperature under 1 sharpens it."""
+        raise NotImplementedError
+
+    def check(self, x: Tensor) -> None:
+        """Refuses images that hold anything but this likelihood's values."""
+        scale = self.levels - 1 if self.levels else 1
+        # One reduction each: NaN fails every comparison, so a NaN is refused too.
+        if not bool(((x >= 0) & (x <= 1)).all()):
+            raise VlaeError(f"images must hold values in [0, 1] and no NaN; got {_range(x)}")
+        if self.levels and bool(((x * scale - (x * scale).round()).abs() > 1e-3).any()):
+            raise VlaeError(
+                f"this likelihood has {self.levels} levels, multiples of 1/{scale}, and the images hold other values: "
+                + (
+                    "binarise them (binarize='dynamic')"
+                    if self.levels == 2
+                    else "choose levels to fit the data"
+                )
+            )
+
+
+class Bernoulli(Likelihood):
+    """Binary pixels."""
+
+    levels = 2
+
+    def forward(self, parameters: Tensor, temperature: float = 1.0) -> PixelBernoulli:
+        """parameters [..., 1]: the logit of 1."""
+        return PixelBernoulli(parameters.squeeze(-1) / temperature)
+
+
+class Categorical(Likelihood):
+    """Any number of levels, each with a logit of its own."""
+
+    def __init__(self, levels: int = 256):
+        super().__init__()
+        if levels < 2:
+            raise VlaeError(f"a categorical likelihood needs at least 2 levels; got {levels}")
+        self.levels = self.parameters_per_value = levels
+
+    def forward(self, parameters: Tensor, temperature: float = 1.0) -> PixelCategorical:
+        """parameters [..., levels]: logits."""
+        return PixelCategorical(parameters / temperature)
+
+
+class Gaussian(Likelihood):
+    """A normal density around sigmoid(parameters); `sigma=None` learns one sigma for all pixels (soft-bounded)."""
+
+    def __init__(self, sigma: float | None = None):
+        super().__init__()
+        if sigma is not None and not sigma > 0:
+            raise VlaeError(f"sigma must be positive, or None to learn it; got {sigma}")
+        self.fixed_sigma = sigma
+        if sigma is None:
+            self.log_sigma = nn.Parameter(torch.tensor(math.log(0.3)))
+
+    def forward(self, parameters: Tensor, temperature: float = 1.0) -> PixelGaussian:
+        """parameters [..., 1]: the logit of the mean."""
+        mean = torch.sigmoid(parameters.squeeze(-1))
+        if self.fixed_sigma is not None:
+            sigma = torch.as_tensor(self.fixed_sigma, dtype=mean.dtype, device=mean.device)
+        else:
+            sigma = (self.log_sigma / (1 + self.log_sigma.abs() / math.log(1e3))).exp().to(mean.dtype)
+        return PixelGaussian(mean, sigma * temperature)
+
+
+class Factorised(Distribution):
+    """A product over all sub-pixels given z: batch shape [B], event shape [C, H, W].
+
+    Args:
+        likelihood: what the parameters mean.
+        parameters: [B, C, P, H, W].
+        temperature: of each sub-pixel's distribution.
+    """
+
+    arg_constraints: dict = {}
+
+    def __init__(self, likelihood: Likelihood, parameters: Tensor, temperature: float = 1.0):
+        self.likelihood = likelihood
+        self.pixels = likelihood(parameters.movedim(2, -1), temperature)
+        shape = self.pixels.batch_shape
+        super().__init__(shape[:1], shape[1:], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """The expected image, [B, C, H, W]."""
+        return self.pixels.mean
+
+    @property
+    def mode(self) -> Tensor:
+        """The most likely image, [B, C, H, W]."""
+        return self.pixels.mode
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x|z) in nats per image, [B]."""
+        return self.pixels.log_prob(x).flatten(1).sum(1)
+
+    def sample(
+        self,
+        sample_shape: Sequence[int] = torch.Size(),
+        generator: Generators = None,
+        uniforms: Tensor | None = None,
+    ) -> Tensor:
+        """[*sample_shape, B, C, H, W], by the inverse CDF of `uniforms` (drawn from `generator` if not given)."""
+        if uniforms is None:
+            like = self.pixels.mean
+            uniforms = rand(sample_shape, like.shape[0], self.event_shape, generator, like)
+        return self.pixels.icdf(uniforms)
+
+
+def make_likelihood(name: str, **options: Any) -> Likelihood:
+    """The likelihood of that name ("bernoulli", "categorical", "gaussian"); options that it does not take are refused."""
+    kinds: dict[str, type[Likelihood]] = {
+        "bernoulli": Bernoulli,
+        "categorical": Categorical,
+        "gaussian": Gaussian,
+    }
+    if name not in kinds:
+        raise VlaeError(f"unknown likelihood {name!r}: choose one of {', '.join(kinds)}")
+    return kinds[name](**options)
+
+
+def _range(x: Tensor) -> str:
+    if not bool(torch.isfinite(x).all()):
+        return "NaN or infinity"
+    return f"values from {x.min().item():.4g} to {x.max().item():.4g}"

@@ -1,0 +1,9 @@
+"""Pictures for people: pure functions from tensors to a matplotlib `Figure`, and `save` to write one as PNG.
+
+Nothing here touches pyplot or changes a global setting, so the functions are safe in threads and in servers.
+"""
+
+from vlae.figures.charts import rate_per_dimension, receptive_field, training_curves
+from vlae.figures.grids import image_grid, recon_grid, save
+
+__all__ = ["image_grid", "rate_per_dimension", "receptive_field", "recon_grid", "save", "training_curves"]

@@ -1,0 +1,116 @@
+"""Decoder networks: latent vectors [B, in_features] to maps [B, channels, H, W], the encoders' mirrors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from vlae.models.encoders import ConvEncoder, ImageShape, MLPEncoder, ResNetEncoder, sizes_of
+from vlae.nn.pixelcnn import GatedPixelCNN, PlainPixelCNN
+from vlae.nn.receptive import ReceptiveField
+from vlae.nn.residual import ResidualBlock, upsample
+
+
+class MLPDecoder(nn.Module):
+    """One hidden layer per width, ELU; the widths are the encoder's and are used in reverse."""
+
+    def __init__(self, in_features: int, image_shape: ImageShape, widths: Sequence[int] = (400,)):
+        super().__init__()
+        layers: list[nn.Module] = []
+        features = in_features
+        for hidden in reversed(widths):
+            layers += [nn.Linear(features, hidden), nn.ELU()]
+            features = hidden
+        channels, height, width = image_shape
+        self.layers = nn.Sequential(
+            *layers, nn.Linear(features, channels * height * width), nn.Unflatten(1, image_shape)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z: [B, in_features] -> [B, C, H, W]."""
+        return self.layers(z)
+
+
+class ConvDecoder(nn.Module):
+    """One transposed convolution, batch normalisation and ELU per width, then a 3x3 convolution."""
+
+    def __init__(self, in_features: int, image_shape: ImageShape, widths: Sequence[int] = (32, 64)):
+        super().__init__()
+        sizes = sizes_of(image_shape, len(widths))
+        channels = widths[-1]
+        layers: list[nn.Module] = [
+            nn.Linear(in_features, channels * sizes[-1][0] * sizes[-1][1]),
+            nn.Unflatten(1, (channels, *sizes[-1])),
+        ]
+        for maps, size in zip(reversed(widths), reversed(sizes[:-1]), strict=True):
+            layers += [upsample(channels, maps, size), nn.BatchNorm2d(maps), nn.ELU()]
+            channels = maps
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, image_shape[0], 3, padding=1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z: [B, in_features] -> [B, C, H, W]."""
+        return self.layers(z)
+
+
+class ResNetDecoder(nn.Module):
+    """The mirror of `ResNetEncoder`, with transposed convolutions."""
+
+    def __init__(
+        self,
+        in_features: int,
+        image_shape: ImageShape,
+        widths: Sequence[int] = (16, 32, 32),
+        hidden: int = 450,
+    ):
+        super().__init__()
+        sizes = sizes_of(image_shape, len(widths))
+        channels, (height, width) = widths[-1], sizes[-1]
+        self.head = nn.Sequential(
+            nn.Linear(in_features, hidden),
+            nn.ELU(),
+            nn.Linear(hidden, channels * height * width),
+            nn.Unflatten(1, (channels, height, width)),
+        )
+        # The encoder went widths[0] -> ... -> widths[-1]; the way back ends with widths[0] maps at full size.
+        targets = [widths[max(i - 1, 0)] for i in range(len(widths))]
+        blocks: list[nn.Module] = []
+        for index in reversed(range(len(widths))):
+            blocks.append(ResidualBlock.up(channels, targets[index], sizes[index]))
+            channels = targets[index]
+            if index:
+                blocks.append(ResidualBlock.same(channels))
+        self.blocks = nn.Sequential(*blocks, nn.ELU(), nn.Conv2d(channels, image_shape[0], 3, padding=1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z: [B, in_features] -> [B, C, H, W]."""
+        return self.blocks(self.head(z))
+
+
+ARCHITECTURES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "mlp": (MLPEncoder, MLPDecoder),
+    "conv": (ConvEncoder, ConvDecoder),
+    "resnet": (ResNetEncoder, ResNetDecoder),
+}
+
+
+class AutoregressiveDecoder(nn.Module):
+    """z to context maps at full resolution, and the PixelCNN that reads them beside the image.
+
+    Args:
+        features: [B, latent_dim] -> context [B, F, H, W].
+        pixels: (x, context) -> parameters [B, C, P, H, W]; has a `receptive_field`.
+    """
+
+    def __init__(self, features: nn.Module, pixels: GatedPixelCNN | PlainPixelCNN):
+        super().__init__()
+        self.features, self.pixels = features, pixels
+
+    @property
+    def receptive_field(self) -> ReceptiveField:
+        """The earlier pixels that a pixel's conditional can see."""
+        return self.pixels.receptive_field
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z: [B, latent_dim] -> context [B, F, H, W]."""
+        return self.features(z)

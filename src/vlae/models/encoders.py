@@ -1,0 +1,93 @@
+"""Encoders: images [B, C, H, W] to feature vectors [B, out_features], at any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from vlae.errors import VlaeError
+from vlae.nn.residual import ResidualBlock, downsample, halved
+
+ImageShape = tuple[int, int, int]
+
+
+def sizes_of(image_shape: ImageShape, stages: int) -> list[tuple[int, int]]:
+    """The image size before each stride-2 stage and after the last; refuses stages that have nothing left to halve."""
+    sizes = [(image_shape[1], image_shape[2])]
+    for _ in range(stages):
+        if max(sizes[-1]) == 1:
+            raise VlaeError(
+                f"{stages} stride-2 stages are too many for {image_shape[1]}x{image_shape[2]} images: give fewer widths"
+            )
+        sizes.append(halved(sizes[-1]))
+    return sizes
+
+
+class MLPEncoder(nn.Module):
+    """Flattens the image; one hidden layer per width, ELU."""
+
+    def __init__(self, image_shape: ImageShape, out_features: int, widths: Sequence[int] = (400,)):
+        super().__init__()
+        channels, height, width = image_shape
+        layers: list[nn.Module] = [nn.Flatten()]
+        features = channels * height * width
+        for hidden in widths:
+            layers += [nn.Linear(features, hidden), nn.ELU()]
+            features = hidden
+        self.layers = nn.Sequential(*layers, nn.Linear(features, out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, H, W] in [0, 1] -> [B, out_features]."""
+        return self.layers(2 * x - 1)
+
+
+class ConvEncoder(nn.Module):
+    """One strided convolution, batch normalisation and ELU per width."""
+
+    def __init__(self, image_shape: ImageShape, out_features: int, widths: Sequence[int] = (32, 64)):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = image_shape[0]
+        height, width = sizes_of(image_shape, len(widths))[-1]
+        for maps in widths:
+            layers += [downsample(channels, maps), nn.BatchNorm2d(maps), nn.ELU()]
+            channels = maps
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, H, W] in [0, 1] -> [B, out_features]."""
+        return self.layers(2 * x - 1)
+
+
+class ResNetEncoder(nn.Module):
+    """The residual encoder of Kingma et al. 2016 (arXiv 1606.04934), which the paper uses, without normalisation.
+
+    One stride-2 residual block per width with a stride-1 block between them, then a fully connected layer. With the
+    default widths and hidden=450 it is the paper's encoder for binary images.
+    """
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        out_features: int,
+        widths: Sequence[int] = (16, 32, 32),
+        hidden: int = 450,
+    ):
+        super().__init__()
+        channels = image_shape[0]
+        height, width = sizes_of(image_shape, len(widths))[-1]
+        blocks: list[nn.Module] = []
+        for index, maps in enumerate(widths):
+            if index:
+                blocks.append(ResidualBlock.same(channels))
+            blocks.append(ResidualBlock.down(channels, maps))
+            channels = maps
+        self.blocks = nn.Sequential(*blocks, nn.ELU(), nn.Flatten())
+        self.head = nn.Sequential(
+            nn.Linear(channels * height * width, hidden), nn.ELU(), nn.Linear(hidden, out_features)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, H, W] in [0, 1] -> [B, out_features]."""
+        return self.head(self.blocks(2 * x - 1))

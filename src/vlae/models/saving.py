@@ -1,0 +1,162 @@
+"""Saved models: a directory with `model.safetensors`, `config.json` and a model card. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from functools import wraps
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from vlae.errors import VlaeError
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+FORMAT = 1
+_classes: dict[str, type[Savable]] = {}  # the allow-list: what a config.json may name
+
+
+class Savable(nn.Module):
+    """A model whose configuration is its constructor arguments, kept in `self.config` as plain values.
+
+    Every subclass is entered under its name in the list of what `load` may build.
+    """
+
+    config: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _classes[cls.__name__] = cls
+        construct = cls.__init__
+
+        @wraps(construct)
+        def recording(self: Savable, *args: Any, **kwargs: Any) -> None:
+            if type(self) is cls:  # not a subclass's constructor calling this one
+                bound = inspect.signature(construct).bind(self, *args, **kwargs)
+                bound.apply_defaults()
+                arguments = dict(list(bound.arguments.items())[1:])
+                construct(self, *args, **kwargs)
+                self.config = json.loads(json.dumps(arguments))
+            else:
+                construct(self, *args, **kwargs)
+
+        cls.__init__ = recording  # type: ignore[method-assign]
+
+    def save_pretrained(self, path: str | os.PathLike[str], card: str | None = None) -> Path:
+        """Writes the model to the directory `path`, replacing a model that is there; returns the path.
+
+        The new directory is complete before it takes the old one's place. `card` is the text of the model card.
+        """
+        path = Path(path)
+        if path.exists() and not (path / CONFIG).is_file() and (not path.is_dir() or any(path.iterdir())):
+            raise VlaeError(
+                f"{path} exists and is not a saved model: choose another path, nothing was written"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
+        try:
+            new.chmod(0o755)  # mkdtemp's are private
+            weights = safetensors.torch.save({k: v.contiguous() for k, v in self.state_dict().items()})
+            (new / WEIGHTS).write_bytes(weights)
+            config = {
+                "format": FORMAT,
+                "model": type(self).__name__,
+                "arguments": self.config,
+                "sha256": hashlib.sha256(weights).hexdigest(),
+            }
+            (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+            (new / CARD).write_text(
+                card or f'# {type(self).__name__}\n\nLoad with `vlae.load("{path.name}")`.\n'
+            )
+            _replace_directory(path, new)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        return path
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str]) -> Self:
+        """Loads a saved model of this class from a directory or a pretrained name."""
+        model = load(path)
+        if not isinstance(model, cls):
+            raise VlaeError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}: use vlae.load")
+        return model
+
+
+def _replace_directory(path: Path, new: Path) -> None:
+    """Puts `new` in the place of `path`; the old content is removed last, so that one of the two is always whole."""
+    if not path.exists():
+        os.rename(new, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
+    os.rename(path, old)
+    os.rename(new, path)
+    shutil.rmtree(old)
+
+
+def pretrained_names() -> list[str]:
+    """The names of the models that come with the package."""
+    root = resources.files("vlae") / "pretrained"
+    return (
+        sorted(entry.name for entry in root.iterdir() if (entry / CONFIG).is_file()) if root.is_dir() else []
+    )
+
+
+def locate(path_or_name: str | os.PathLike[str]) -> Path:
+    """The directory of a saved model, from its path, a run directory that holds it in `model/`, or a pretrained name."""
+    path = Path(path_or_name)
+    for candidate in (path, path / "model"):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    if str(path_or_name) in pretrained_names():
+        return Path(str(resources.files("vlae") / "pretrained" / str(path_or_name)))
+    raise VlaeError(
+        f"no saved model at {str(path_or_name)!r}: give a directory with {CONFIG} and {WEIGHTS}, "
+        f"or a pretrained name ({', '.join(pretrained_names()) or 'none shipped'})"
+    )
+
+
+def load(path_or_name: str | os.PathLike[str]) -> Savable:
+    """Loads a saved model, on the CPU and in eval mode, from a directory or a pretrained name.
+
+    Only classes of this package are built, and the weights are checked against the checksum in the configuration.
+    """
+    path = locate(path_or_name)
+    try:
+        config = json.loads((path / CONFIG).read_text())
+        kind, arguments, checksum = config["model"], config["arguments"], config["sha256"]
+        version = config["format"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise VlaeError(
+            f"{path / CONFIG} is not the configuration of a saved model ({error}): save it again"
+        ) from None
+    if version != FORMAT:
+        raise VlaeError(f"{path} has format {version!r} and this version of vlae reads {FORMAT}: update vlae")
+    if kind not in _classes:
+        raise VlaeError(
+            f"{path / CONFIG} names the unknown model {kind!r}: expected one of {', '.join(_classes)}"
+        )
+    if not (path / WEIGHTS).is_file():
+        raise VlaeError(f"{path} has no {WEIGHTS}: the saved model is incomplete")
+    weights = (path / WEIGHTS).read_bytes()
+    if hashlib.sha256(weights).hexdigest() != checksum:
+        raise VlaeError(
+            f"{path / WEIGHTS} does not match its checksum in {CONFIG}: damaged or of another model"
+        )
+    try:
+        state = safetensors.torch.load(weights)
+        model = _classes[kind](**arguments)
+        dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+        model.to(dtype).load_state_dict(state)
+    except (TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise VlaeError(f"{path} does not fit {kind} of this version of vlae: {reason}") from None
+    return model.eval()

@@ -1,0 +1,236 @@
+"""PixelCNN trunks with a restricted receptive field: gated with two stacks, and the paper's plain single stack.
+
+Both map an image x [B, C, H, W] and the maps that z was decoded to (`context` [B, F, H, W] or None) to the parameters
+of each sub-pixel's conditional distribution [B, C, P, H, W]. The parameters at a pixel depend on the pixels in the
+receptive field, on the earlier channels of the pixel itself, and on the context everywhere, unmasked: pixel (0, 0) has
+nothing else to go by.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlae.errors import VlaeError
+from vlae.nn.masked import MaskedConv2d, reach_of
+from vlae.nn.receptive import ReceptiveField
+from vlae.nn.residual import PointwiseBlock
+
+
+def gate(x: Tensor) -> Tensor:
+    """tanh(a) * sigmoid(b) of the two halves of the channels: [B, 2C, H, W] -> [B, C, H, W]."""
+    a, b = x.chunk(2, dim=1)
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+def network_input(x: Tensor) -> Tensor:
+    """Images in [0, 1] become [-1, 1], so that zero padding outside the image differs from every binary level."""
+    return 2 * x - 1
+
+
+class ChannelHead(nn.Module):
+    """From features that see only earlier pixels to P parameters per sub-pixel, autoregressive over the channels.
+
+    The parameters of channel c see the features and channels before c of the same pixel. With one channel it is a
+    two-layer pointwise network. h: [B, features, H, W], x: [B, C, H, W] in [-1, 1] -> [B, C, P, H, W].
+    """
+
+    earlier: Tensor
+
+    def __init__(self, features: int, hidden: int, image_channels: int, parameters: int):
+        super().__init__()
+        self.shape = (image_channels, parameters)
+        self.hidden = nn.Conv2d(features, image_channels * hidden, 1)
+        self.output = nn.Conv2d(
+            image_channels * hidden, image_channels * parameters, 1, groups=image_channels
+        )
+        self.own = (
+            nn.Conv2d(image_channels, image_channels * hidden, 1, bias=False) if image_channels > 1 else None
+        )
+        before = torch.ones(image_channels, image_channels).tril(-1).repeat_interleave(hidden, dim=0)
+        self.register_buffer("earlier", before[:, :, None, None], persistent=False)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        """Features and image to parameters [B, C, P, H, W]."""
+        hidden = self.hidden(F.elu(h))
+        if self.own is not None:
+            hidden = hidden + F.conv2d(x, self.own.weight * self.earlier)
+        return self.output(F.elu(hidden)).unflatten(1, self.shape)
+
+
+class GatedLayer(nn.Module):
+    """One gated layer of the two-stack PixelCNN (van den Oord et al. 2016, arXiv 1606.05328, figure 2).
+
+    The vertical stack at row i sees rows above i only (its input convolution starts there), so that the horizontal stack
+    may take it at its own row without a blind spot; nothing flows from the horizontal stack into the vertical one. The
+    context enters both gates as a bias map.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, context_channels: int):
+        super().__init__()
+        self.reach = reach = reach_of(kernel_size)
+        self.vertical = nn.Conv2d(channels, 2 * channels, (reach + 1, kernel_size))
+        self.horizontal = nn.Conv2d(channels, 2 * channels, (1, reach + 1))
+        self.across = nn.Conv2d(2 * channels, 2 * channels, 1, bias=False)
+        self.context = nn.Conv2d(context_channels, 4 * channels, 1, bias=False) if context_channels else None
+        self.output = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, v: Tensor, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Vertical and horizontal features [B, channels, H, W] each -> the same."""
+        rows, columns = v.shape[-2:]
+        above = F.conv2d(v, self.vertical.weight, self.vertical.bias, padding=self.reach)[:, :, :rows]
+        left = F.conv2d(h, self.horizontal.weight, self.horizontal.bias, padding=(0, self.reach))[
+            ..., :columns
+        ]
+        left = left + self.across(above)
+        if self.context is not None:
+            for_above, for_left = self.context(context).chunk(2, dim=1)
+            above, left = above + for_above, left + for_left
+        return gate(above), h + self.output(gate(left))
+
+
+class GatedPixelCNN(nn.Module):
+    """Two-stack gated PixelCNN without a blind spot: an input layer of type A, then `layers` gated layers.
+
+    Its window is (layers + 1) * (kernel_size // 2) pixels to the left, to the right and above. With
+    `conditioning="bias"` the context enters every layer as a bias map; with "input" it is concatenated with x once.
+    """
+
+    def __init__(
+        self,
+        image_channels: int,
+        parameters: int,
+        layers: int,
+        kernel_size: int = 3,
+        channels: int = 32,
+        context_channels: int = 0,
+        conditioning: str = "bias",
+        hidden: int | None = None,
+    ):
+        super().__init__()
+        check_trunk(layers, channels, conditioning)
+        self.reach = reach = reach_of(kernel_size)
+        self.input_above = nn.Conv2d(image_channels, channels, (reach, kernel_size))
+        self.input_left = nn.Conv2d(image_channels, channels, (1, reach))
+        self.input_context = None
+        if context_channels:
+            size = kernel_size if conditioning == "input" else 1
+            self.input_context = nn.Conv2d(context_channels, 2 * channels, size, padding="same", bias=False)
+        per_layer = context_channels if conditioning == "bias" else 0
+        self.layers = nn.ModuleList(GatedLayer(channels, kernel_size, per_layer) for _ in range(layers))
+        self.head = ChannelHead(channels, hidden or channels, image_channels, parameters)
+
+    @property
+    def receptive_field(self) -> ReceptiveField:
+        """The pixels that the parameters at a pixel can see, composed from the layers' kernels."""
+        r = self.reach
+        vertical = ReceptiveField.rectangle((-r, -1), (-r, r))
+        field = vertical | ReceptiveField.rectangle((0, 0), (-r, -1))
+        for _ in self.layers:
+            vertical = vertical.then(ReceptiveField.rectangle((-r, 0), (-r, r)))
+            field = vertical | field.then(ReceptiveField.rectangle((0, 0), (-r, 0)))
+        return field
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: [B, C, H, W] in [0, 1] -> parameters [B, C, P, H, W]."""
+        x = network_input(x)
+        rows, columns = x.shape[-2:]
+        r = self.reach
+        v = F.conv2d(x, self.input_above.weight, self.input_above.bias, padding=r)[:, :, :rows]
+        h = v + F.conv2d(x, self.input_left.weight, self.input_left.bias, padding=(0, r))[..., :columns]
+        if self.input_context is not None:
+            for_v, for_h = self.input_context(context).chunk(2, dim=1)
+            v, h = v + for_v, h + for_h
+        for layer in self.layers:
+            v, h = layer(v, h, context)
+        return self.head(h, x)
+
+
+class PlainPixelCNN(nn.Module):
+    """The paper's single stack: a type-A convolution, then `layers` type-B convolutions in residual blocks.
+
+    `pointwise_blocks` further 1x1 residual blocks are spread after every other masked layer; `tied` lets all type-B
+    convolutions share their weights. Several 3x3 layers have the blind spot of a single stack: k rows above, columns
+    further right than k are not seen.
+    """
+
+    def __init__(
+        self,
+        image_channels: int,
+        parameters: int,
+        layers: int,
+        kernel_size: int = 3,
+        channels: int = 32,
+        context_channels: int = 0,
+        conditioning: str = "bias",
+        hidden: int | None = None,
+        pointwise_blocks: int = 0,
+        tied: bool = False,
+    ):
+        super().__init__()
+        check_trunk(layers, channels, conditioning)
+        self.input = MaskedConv2d(image_channels, channels, kernel_size, "A")
+        distinct = min(1, layers) if tied else layers
+        self.masked = nn.ModuleList(
+            MaskedConv2d(channels, channels, kernel_size, "B") for _ in range(distinct)
+        )
+        self.depth = layers
+        self.context = self.input_context = None
+        if context_channels:
+            # One convolution over [x, context], masked on x alone, is the sum of two.
+            size = kernel_size if conditioning == "input" else 1
+            self.input_context = nn.Conv2d(context_channels, channels, size, padding="same", bias=False)
+        if context_channels and conditioning == "bias":
+            self.context = nn.ModuleList(
+                nn.Conv2d(context_channels, channels, 1, bias=False) for _ in range(layers)
+            )
+        if pointwise_blocks and not layers:
+            raise VlaeError("pointwise_blocks follow masked layers: they need decoder_layers of 1 or more")
+        self.pointwise = nn.ModuleList(PointwiseBlock(channels) for _ in range(pointwise_blocks))
+        self.head = ChannelHead(channels, hidden or channels, image_channels, parameters)
+
+    @property
+    def receptive_field(self) -> ReceptiveField:
+        """The pixels that the parameters at a pixel can see, composed from the layers' masks."""
+        field = self.input.field
+        for index in range(self.depth):
+            field = field | field.then(self.layer(index).field)
+        return field
+
+    def layer(self, index: int) -> MaskedConv2d:
+        """The type-B convolution of residual block `index`; the same one for all blocks where they are tied."""
+        return self.masked[index % len(self.masked)]  # type: ignore[return-value]
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: [B, C, H, W] in [0, 1] -> parameters [B, C, P, H, W]."""
+        x = network_input(x)
+        h = self.input(x)
+        if self.input_context is not None:
+            h = h + self.input_context(context)
+        pointwise = iter(self.pointwise)
+        # The input layer counts as the first masked layer: pointwise blocks follow masked layers 2, 4, ...
+        slots = max((self.depth + 1) // 2, 1)
+        per_slot = -(-len(self.pointwise) // slots)
+        for index in range(self.depth):
+            bias = 0 if self.context is None else self.context[index](context)
+            h = h + self.layer(index)(F.elu(h)) + bias
+            if index % 2 == 0:
+                for _ in range(per_slot):
+                    block = next(pointwise, None)
+                    h = h if block is None else block(h)
+        return self.head(h, x)
+
+
+def check_trunk(layers: int, channels: int, conditioning: str) -> None:
+    """Refuses impossible sizes of a PixelCNN with one clear line."""
+    if layers < 0:
+        raise VlaeError(
+            f"decoder_layers counts the layers after the input convolution: 0 or more; got {layers}"
+        )
+    if channels < 1:
+        raise VlaeError(f"the PixelCNN needs at least 1 channel; got {channels}")
+    if conditioning not in ("bias", "input"):
+        raise VlaeError(
+            f"conditioning must be 'bias' (z in every layer) or 'input' (concatenated with x); got {conditioning!r}"
+        )

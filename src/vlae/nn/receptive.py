@@ -1,0 +1,83 @@
+"""Receptive fields of causal networks, computed from the offsets that their layers can reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Offset = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """The pixels that a causal layer, or a stack of them, can see from the pixel it computes.
+
+    Kept as the set of offsets `(rows, columns)` from the pixel itself: `(-1, 0)` is the pixel above, `(0, -1)` the one
+    on the left. Two layers in a row see the Minkowski sum of their offsets (`first.then(second)`), two in parallel the
+    union (`first | second`).
+
+    Example:
+        >>> above = ReceptiveField.rectangle(rows=(-1, -1), columns=(-1, 1))
+        >>> left = ReceptiveField.rectangle(rows=(0, 0), columns=(-1, -1))
+        >>> field = above | left
+        >>> field.mask.int()
+        tensor([[1, 1, 1],
+                [1, 0, 0]], dtype=torch.int32)
+        >>> field.size, field.slope
+        (4, 2)
+    """
+
+    offsets: frozenset[Offset]
+
+    @classmethod
+    def rectangle(cls, rows: tuple[int, int], columns: tuple[int, int]) -> ReceptiveField:
+        """All offsets with both coordinates in the given closed ranges; empty where a range is."""
+        return cls(
+            frozenset((i, j) for i in range(rows[0], rows[1] + 1) for j in range(columns[0], columns[1] + 1))
+        )
+
+    @classmethod
+    def from_offsets(cls, offsets: Iterable[Offset]) -> ReceptiveField:
+        """The field that holds exactly these offsets."""
+        return cls(frozenset(offsets))
+
+    def then(self, following: ReceptiveField) -> ReceptiveField:
+        """The field of `following` applied to the output of this layer."""
+        return ReceptiveField(
+            frozenset((i + k, j + m) for i, j in self.offsets for k, m in following.offsets)
+        )
+
+    def __or__(self, other: ReceptiveField) -> ReceptiveField:
+        return ReceptiveField(self.offsets | other.offsets)
+
+    @property
+    def size(self) -> int:
+        """How many pixels are seen."""
+        return len(self.offsets)
+
+    @property
+    def mask(self) -> Tensor:
+        """bool [rows, columns], odd columns: the last row and the middle column are the pixel's own; True where seen."""
+        rows = max((-i for i, _ in self.offsets), default=0)
+        reach = max((abs(j) for _, j in self.offsets), default=0)
+        mask = torch.zeros(rows + 1, 2 * reach + 1, dtype=torch.bool)
+        for i, j in self.offsets:
+            mask[rows + i, reach + j] = True
+        return mask
+
+    @property
+    def slope(self) -> int:
+        """The slope s of the wavefront: pixel (i, j) may be computed at step j + s i.
+
+        A pixel needs (i - a, j + b) to be known one step earlier at least, j + b + s (i - a) < j + s i, so s > b / a for
+        every offset above it: s = 1 + max_a floor(w_a / a), with w_a the reach to the right a rows above. An image of
+        width W never needs more than s = W, which is the raster order.
+        """
+        return 1 + max((max(j, 0) // -i for i, j in self.offsets if i < 0), default=0)
+
+    def __repr__(self) -> str:
+        rows, columns = self.mask.shape
+        return f"ReceptiveField({self.size} pixels in a window of {rows} x {columns}, wavefront slope {self.slope})"

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, TensorDataset
+
+from vlae.data import ImageDataset
+from vlae.errors import VlaeError
+
+
+def test_grey_bytes_keep_their_levels():
+    x = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
+    data = ImageDataset.from_any(x)
+    assert data.levels == 256
+    assert torch.equal(data.images, x)
+    assert torch.equal(data.tensor(), x.float() / 255)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_floats_are_rounded_to_levels(dtype):
+    data = ImageDataset.from_any(torch.tensor([0.0, 0.5, 0.25, 1.0], dtype=dtype).reshape(1, 2, 2))
+    assert data.levels == 256
+    assert data.image_shape == (1, 2, 2)
+    assert data.images.flatten().tolist() == [0, 128, 64, 255]
+
+
+def test_every_level_survives_the_round_trip():
+    for levels in (2, 17, 256):
+        x = torch.arange(levels, dtype=torch.uint8).reshape(1, 1, 1, levels)
+        data = ImageDataset.from_any(x.float() / (levels - 1), levels=levels)
+        assert torch.equal(data.images, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32, torch.int64])
+def test_only_zeros_and_ones_are_binary(dtype):
+    assert ImageDataset.from_any(torch.eye(4).reshape(1, 4, 4).to(dtype)).levels == 2
+
+
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "int32", "float64", ">f4"])
+def test_arrays_of_any_byte_order(dtype):
+    x = np.linspace(0, 1, 18).reshape(2, 3, 3)
+    x = x if "f" in dtype else (255 * x).round()
+    frozen = x.astype(dtype)
+    frozen.setflags(write=False)
+    assert (ImageDataset.from_any(frozen).tensor()[:, 0].numpy() - np.linspace(0, 1, 18).reshape(2, 3, 3)).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.full((1, 1, 2, 2), float("nan")), "NaN"),
+        (torch.full((1, 1, 2, 2), float("inf")), "infinite"),
+        (torch.full((1, 1, 2, 2), -0.1), "expected floats in"),
+        (torch.full((1, 1, 2, 2), 200.0), "divide by 255"),
+        (torch.full((1, 1, 2, 2), 300), "expected integers in 0..255"),
+        (torch.rand(2, 2), "expected .N, C, H, W."),
+        (torch.rand(0, 1, 2, 2), "none of them 0"),
+        (torch.rand(5, 32, 32, 3), "channels second"),
+        (torch.rand(1, 1, 2, 2).to(torch.complex64), "complex"),
+        (np.array([["a"]]), "can't be images"),
+        ([1, 2], "torch Dataset"),
+        (None, "torch Dataset"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_one_line(x, message):
+    with pytest.raises(VlaeError, match=message) as error:
+        ImageDataset.from_any(x)
+    assert "\n" not in str(error.value)
+
+
+def test_torch_datasets_with_and_without_labels():
+    x = torch.rand(5, 1, 4, 4)
+    pairs = ImageDataset.from_any(TensorDataset(x, torch.arange(5)))
+    assert pairs.labels.tolist() == [0, 1, 2, 3, 4]
+    assert pairs.labels.dtype == torch.int64
+    assert torch.equal(pairs.images, ImageDataset.from_any(x).images)
+    assert ImageDataset.from_any(TensorDataset(x)).labels is None
+
+
+def test_torch_datasets_of_pillow_images():
+    class Photos(Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            return Image.new("RGB", (6, 4), (i, 2, 3)), i
+
+    data = ImageDataset.from_any(Photos())
+    assert data.image_shape == (3, 4, 6)
+    assert data.images[1, :, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_torch_datasets_that_cannot_be_used():
+    class Broken(Dataset):
+        def __init__(self, items):
+            self.items = items
+
+        def __len__(self):
+            return len(self.items)
+
+        def __getitem__(self, i):
+            return self.items[i]
+
+    class Endless(Dataset):
+        def __getitem__(self, i):
+            return torch.zeros(1, 2, 2)
+
+    for items, message in [
+        ([], "empty"),
+        ([torch.rand(1, 2, 2), torch.rand(1, 3, 3)], "different shapes"),
+        ([(torch.rand(1, 2, 2), "cat")], "labels must be integers"),
+        ([torch.rand(7)], "expected .C, H, W."),
+    ]:
+        with pytest.raises(VlaeError, match=message):
+            ImageDataset.from_any(Broken(items))
+    with pytest.raises(VlaeError, match="needs __len__"):
+        ImageDataset.from_any(Endless())
