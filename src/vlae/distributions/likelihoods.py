@@ -58,9 +58,7 @@ class PixelBernoulli(Pixelwise):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value) in nats."""
-        return -F.binary_cross_entropy_with_logits(
-            self.logits, value.expand_as(self.logits), reduction="none"
-        )
+        return -F.binary_cross_entropy_with_logits(self.logits, value.expand_as(self.logits), reduction="none")
 
     def icdf(self, value: Tensor) -> Tensor:
         """1 where the uniform is under p(1)."""
@@ -81,9 +79,7 @@ class PixelCategorical(Pixelwise):
     @property
     def mean(self) -> Tensor:
         """The expected value."""
-        return (
-            self.logits.softmax(-1) * self._value(torch.arange(self.levels, device=self.logits.device))
-        ).sum(-1)
+        return (self.logits.softmax(-1) * self._value(torch.arange(self.levels, device=self.logits.device))).sum(-1)
 
     @property
     def mode(self) -> Tensor:
@@ -97,9 +93,7 @@ class PixelCategorical(Pixelwise):
 
     def icdf(self, value: Tensor) -> Tensor:
         """The level whose cumulative interval holds the uniform."""
-        below = self.logits.softmax(-1).cumsum(-1)[
-            ..., :-1
-        ]  # the last level takes the rest, whatever the rounding
+        below = self.logits.softmax(-1).cumsum(-1)[..., :-1]  # the last level takes the rest, whatever the rounding
         return self._value((value[..., None] >= below).sum(-1))
 
 
@@ -151,11 +145,7 @@ class Likelihood(nn.Module):
         if self.levels and bool(((x * scale - (x * scale).round()).abs() > 1e-3).any()):
             raise VlaeError(
                 f"this likelihood has {self.levels} levels, multiples of 1/{scale}, and the images hold other values: "
-                + (
-                    "binarise them (binarize='dynamic')"
-                    if self.levels == 2
-                    else "choose levels to fit the data"
-                )
+                + ("binarise them (binarize='dynamic')" if self.levels == 2 else "choose levels to fit the data")
             )
 
 

@@ -68,11 +68,7 @@ class DiagonalGaussian(Distribution):
 
     def log_prob_per_dimension(self, z: Tensor) -> Tensor:
         """log q(z_i|x) in nats, [..., B, *latent_shape]."""
-        return (
-            -0.5 * ((z - self.loc) * (-self.log_stddev).exp()) ** 2
-            - self.log_stddev
-            - 0.5 * math.log(2 * math.pi)
-        )
+        return -0.5 * ((z - self.loc) * (-self.log_stddev).exp()) ** 2 - self.log_stddev - 0.5 * math.log(2 * math.pi)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z|x) in nats, [..., B]."""

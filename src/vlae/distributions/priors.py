@@ -66,9 +66,7 @@ class StandardNormal(Distribution):
         """All dimensions in one step: [count, *shape] made of what `visit(sites, conditional)` returns."""
         (dimensions,) = self.event_shape
         zeros = self.like.new_zeros(count, dimensions)
-        return visit(
-            Dimensions(torch.arange(dimensions)), Normal(zeros, torch.ones_like(zeros), validate_args=False)
-        )
+        return visit(Dimensions(torch.arange(dimensions)), Normal(zeros, torch.ones_like(zeros), validate_args=False))
 
 
 class FlowPrior(Distribution):
@@ -198,8 +196,7 @@ class AutoregressiveFlowPrior(nn.Module):
             hidden_features=list(hidden),
         )
         self.steps = nn.ModuleList(
-            make(order=forward.flip(0) if order == "reversed" and step % 2 else forward)
-            for step in range(steps)
+            make(order=forward.flip(0) if order == "reversed" and step % 2 else forward) for step in range(steps)
         )
         self.latent_dim, self.scannable = latent_dim, order == "same" or steps == 1
         self.register_buffer("like", torch.zeros(()), persistent=False)

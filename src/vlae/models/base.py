@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vlae.distributions.likelihoods import Factorised, Likelihood
@@ -29,11 +29,13 @@ class Bound:
         distortion: -log p(x|z), z ~ q(z|x).
         rate: KL(q(z|x) || p(z)), analytic or its one-sample estimate log q(z|x) - log p(z), which may be negative.
         rate_per_dimension: the share of each latent dimension, [B, *latent_shape]; sums to the rate.
+        z: the sample, [B, *latent_shape].
     """
 
     distortion: Tensor
     rate: Tensor
     rate_per_dimension: Tensor
+    z: Tensor
 
     @property
     def elbo(self) -> Tensor:
@@ -66,6 +68,13 @@ class LatentVariableModel(Savable):
         """p(z)."""
         raise NotImplementedError
 
+    def networks(self) -> list[nn.Module]:
+        """The modules that hold nearly all the arithmetic, each called as a whole: what is worth compiling."""
+        raise NotImplementedError
+
+    def initialise(self, x: Tensor) -> None:
+        """Sets what depends on data from one batch of images x [B, C, H, W], before training; most models need nothing."""
+
     def elbo(self, x: Tensor, analytic: bool = True, generator: Generators = None) -> Bound:
         """The bound on log p(x) of images x [B, C, H, W], with one z per image.
 
@@ -78,12 +87,10 @@ class LatentVariableModel(Savable):
         q, prior = self.encode(x), self.prior()
         z = q.rsample(generator=generator)
         rates = rate_per_dimension(q, prior, z, analytic)
-        return Bound(-self.decode(z).log_prob(x), rates.flatten(1).sum(1), rates)
+        return Bound(-self.decode(z).log_prob(x), rates.flatten(1).sum(1), rates, z)
 
     @torch.no_grad()
-    def log_weights(
-        self, x: Tensor, samples: int, generator: Generators = None, chunk: int = 512
-    ) -> Iterator[Tensor]:
+    def log_weights(self, x: Tensor, samples: int, generator: Generators = None, chunk: int = 512) -> Iterator[Tensor]:
         """log w_k = log p(x|z_k) + log p(z_k) - log q(z_k|x), z_k ~ q(z|x), in chunks [k, B] that add up to `samples`.
 
         The encoder runs once; about `chunk` images are decoded at a time. The noise is drawn at once, so that the weights
@@ -94,14 +101,10 @@ class LatentVariableModel(Savable):
         self.check(x)
         q, prior = self.encode(x), self.prior()
         for z in q.rsample((samples,), generator).split(max(1, chunk // len(x))):
-            decoded = (
-                self.decode(z.flatten(0, 1)).log_prob(x.repeat(len(z), 1, 1, 1)).unflatten(0, z.shape[:2])
-            )
+            decoded = self.decode(z.flatten(0, 1)).log_prob(x.repeat(len(z), 1, 1, 1)).unflatten(0, z.shape[:2])
             yield decoded + prior.log_prob(z) - q.log_prob(z)
 
-    def log_likelihood(
-        self, x: Tensor, samples: int = 1000, generator: Generators = None, chunk: int = 512
-    ) -> Tensor:
+    def log_likelihood(self, x: Tensor, samples: int = 1000, generator: Generators = None, chunk: int = 512) -> Tensor:
         """Importance-weighted lower bound on log p(x), log (1/K) sum_k w_k, in nats, [B] (Burda et al. 2016).
 
         Args:
@@ -149,13 +152,9 @@ class LatentVariableModel(Savable):
         """Refuses anything but images [B, *image_shape] with values that the likelihood gives mass to."""
         if not isinstance(x, Tensor) or x.ndim != 4 or tuple(x.shape[1:]) != tuple(self.image_shape):
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise VlaeError(
-                f"expected images of shape [B, {', '.join(map(str, self.image_shape))}]; got {got}"
-            )
+            raise VlaeError(f"expected images of shape [B, {', '.join(map(str, self.image_shape))}]; got {got}")
         if not x.is_floating_point():
-            raise VlaeError(
-                f"expected floating-point images in [0, 1]; got {x.dtype}: divide by the highest level"
-            )
+            raise VlaeError(f"expected floating-point images in [0, 1]; got {x.dtype}: divide by the highest level")
         self.likelihood.check(x)
 
     @contextmanager
@@ -174,7 +173,5 @@ def check_sizes(image_shape: Sequence[int], latent_dim: int) -> ImageShape:
     if len(image_shape) != 3 or any(not isinstance(n, int) or n < 1 for n in image_shape):
         raise VlaeError(f"image_shape must be three positive integers (C, H, W); got {tuple(image_shape)}")
     if latent_dim < 1:
-        raise VlaeError(
-            f"latent_dim must be at least 1; got {latent_dim} (a model without z is a plain PixelCNN)"
-        )
+        raise VlaeError(f"latent_dim must be at least 1; got {latent_dim} (a model without z is a plain PixelCNN)")
     return (image_shape[0], image_shape[1], image_shape[2])

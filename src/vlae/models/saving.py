@@ -28,10 +28,12 @@ _classes: dict[str, type[Savable]] = {}  # the allow-list: what a config.json ma
 class Savable(nn.Module):
     """A model whose configuration is its constructor arguments, kept in `self.config` as plain values.
 
+    `self.metadata` travels with a saved model: plain values such as the data it was trained on and its expected numbers.
     Every subclass is entered under its name in the list of what `load` may build.
     """
 
     config: dict[str, Any]
+    metadata: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -46,6 +48,7 @@ class Savable(nn.Module):
                 arguments = dict(list(bound.arguments.items())[1:])
                 construct(self, *args, **kwargs)
                 self.config = json.loads(json.dumps(arguments))
+                self.metadata = {}
             else:
                 construct(self, *args, **kwargs)
 
@@ -58,9 +61,7 @@ class Savable(nn.Module):
         """
         path = Path(path)
         if path.exists() and not (path / CONFIG).is_file() and (not path.is_dir() or any(path.iterdir())):
-            raise VlaeError(
-                f"{path} exists and is not a saved model: choose another path, nothing was written"
-            )
+            raise VlaeError(f"{path} exists and is not a saved model: choose another path, nothing was written")
         path.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
         try:
@@ -71,12 +72,11 @@ class Savable(nn.Module):
                 "format": FORMAT,
                 "model": type(self).__name__,
                 "arguments": self.config,
+                "metadata": self.metadata,
                 "sha256": hashlib.sha256(weights).hexdigest(),
             }
             (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-            (new / CARD).write_text(
-                card or f'# {type(self).__name__}\n\nLoad with `vlae.load("{path.name}")`.\n'
-            )
+            (new / CARD).write_text(card or f'# {type(self).__name__}\n\nLoad with `vlae.load("{path.name}")`.\n')
             _replace_directory(path, new)
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -105,9 +105,7 @@ def _replace_directory(path: Path, new: Path) -> None:
 def pretrained_names() -> list[str]:
     """The names of the models that come with the package."""
     root = resources.files("vlae") / "pretrained"
-    return (
-        sorted(entry.name for entry in root.iterdir() if (entry / CONFIG).is_file()) if root.is_dir() else []
-    )
+    return sorted(entry.name for entry in root.iterdir() if (entry / CONFIG).is_file()) if root.is_dir() else []
 
 
 def locate(path_or_name: str | os.PathLike[str]) -> Path:
@@ -124,6 +122,13 @@ def locate(path_or_name: str | os.PathLike[str]) -> Path:
     )
 
 
+def build(kind: str, arguments: dict[str, Any]) -> Savable:
+    """A new model of the class with that name; only this package's models and registered subclasses are on the list."""
+    if kind not in _classes:
+        raise VlaeError(f"unknown model {kind!r}: expected one of {', '.join(_classes)}")
+    return _classes[kind](**arguments)
+
+
 def load(path_or_name: str | os.PathLike[str]) -> Savable:
     """Loads a saved model, on the CPU and in eval mode, from a directory or a pretrained name.
 
@@ -135,28 +140,23 @@ def load(path_or_name: str | os.PathLike[str]) -> Savable:
         kind, arguments, checksum = config["model"], config["arguments"], config["sha256"]
         version = config["format"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise VlaeError(
-            f"{path / CONFIG} is not the configuration of a saved model ({error}): save it again"
-        ) from None
+        raise VlaeError(f"{path / CONFIG} is not the configuration of a saved model ({error}): save it again") from None
     if version != FORMAT:
         raise VlaeError(f"{path} has format {version!r} and this version of vlae reads {FORMAT}: update vlae")
     if kind not in _classes:
-        raise VlaeError(
-            f"{path / CONFIG} names the unknown model {kind!r}: expected one of {', '.join(_classes)}"
-        )
+        raise VlaeError(f"{path / CONFIG} names the unknown model {kind!r}: expected one of {', '.join(_classes)}")
     if not (path / WEIGHTS).is_file():
         raise VlaeError(f"{path} has no {WEIGHTS}: the saved model is incomplete")
     weights = (path / WEIGHTS).read_bytes()
     if hashlib.sha256(weights).hexdigest() != checksum:
-        raise VlaeError(
-            f"{path / WEIGHTS} does not match its checksum in {CONFIG}: damaged or of another model"
-        )
+        raise VlaeError(f"{path / WEIGHTS} does not match its checksum in {CONFIG}: damaged or of another model")
     try:
         state = safetensors.torch.load(weights)
-        model = _classes[kind](**arguments)
+        model = build(kind, arguments)
         dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
         model.to(dtype).load_state_dict(state)
     except (TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise VlaeError(f"{path} does not fit {kind} of this version of vlae: {reason}") from None
+    model.metadata = config.get("metadata", {})
     return model.eval()

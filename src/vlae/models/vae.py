@@ -105,9 +105,7 @@ class VAE(VectorLatentModel):
         super().__init__()
         self.image_shape = check_sizes(image_shape, latent_dim)
         if architecture not in ARCHITECTURES:
-            raise VlaeError(
-                f"unknown architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}"
-            )
+            raise VlaeError(f"unknown architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
         self.likelihood = make_likelihood(likelihood, **(likelihood_options or {}))
         self._set_latent(latent_dim, flow_steps, flow_order, flow_affine, flow_hidden)
         self.beta = beta
@@ -122,6 +120,10 @@ class VAE(VectorLatentModel):
         """p(x|z) for z [B, latent_dim]: has `.mean` and `.mode`."""
         parameters = self.decoder(z).to(z.dtype).unflatten(1, (self.image_shape[0], -1))
         return Factorised(self.likelihood, parameters, temperature)
+
+    def networks(self) -> list[nn.Module]:
+        """Encoder and decoder."""
+        return [self.encoder, self.decoder]
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> VAE:
@@ -139,9 +141,7 @@ class VAE(VectorLatentModel):
         given = dict(config)
         architecture = given.pop("architecture", "mlp")
         options: dict[str, Any] = {
-            key: given.pop(key)
-            for key in ("latent_dim", "beta", "likelihood", "likelihood_options")
-            if key in given
+            key: given.pop(key) for key in ("latent_dim", "beta", "likelihood", "likelihood_options") if key in given
         }
         if "hidden_dim" in given:
             options["widths"] = [given.pop("hidden_dim")]
@@ -158,9 +158,7 @@ class VAE(VectorLatentModel):
         else:
             raise VlaeError(f"architecture must be 'mlp' or 'conv'; got {architecture!r}")
         if given:
-            raise VlaeError(
-                f"unknown key {next(iter(given))!r} for architecture {architecture!r}; see VAE.from_config"
-            )
+            raise VlaeError(f"unknown key {next(iter(given))!r} for architecture {architecture!r}; see VAE.from_config")
         return cls(shape, architecture=architecture, **options)
 
     def forward(self, x: Tensor) -> VAEOutput:
@@ -261,9 +259,7 @@ class VLAE(VectorLatentModel):
         else:
             raise VlaeError(f"stacks must be 'two' (gated) or 'plain'; got {stacks!r}")
         self.encoder = ResNetEncoder(self.image_shape, 2 * latent_dim, encoder_widths, encoder_hidden)
-        features = ResNetDecoder(
-            latent_dim, (context_channels, height, width), encoder_widths, encoder_hidden
-        )
+        features = ResNetDecoder(latent_dim, (context_channels, height, width), encoder_widths, encoder_hidden)
         self.decoder = AutoregressiveDecoder(features, pixels)
         self.weight_norm = weight_norm
         if weight_norm:
@@ -272,9 +268,11 @@ class VLAE(VectorLatentModel):
 
     def decode(self, z: Tensor, temperature: float = 1.0) -> Autoregressive:
         """p(x|z) for z [B, latent_dim]: has `.mode` and `scan()`, but no closed-form mean."""
-        return Autoregressive(
-            self.decoder.pixels, self.likelihood, self.decoder(z), self.image_shape, temperature
-        )
+        return Autoregressive(self.decoder.pixels, self.likelihood, self.decoder(z), self.image_shape, temperature)
+
+    def networks(self) -> list[nn.Module]:
+        """Encoder, the maps that z is decoded to, and the PixelCNN."""
+        return [self.encoder, self.decoder.features, self.decoder.pixels]
 
     def initialise(self, x: Tensor) -> None:
         """Sets weight-normalised layers from one batch of images x [B, C, H, W]; without weight norm, does nothing."""

@@ -40,22 +40,16 @@ class MaskedConv2d(nn.Conv2d):
 
     mask: Tensor
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, mask_type: str = "B", bias: bool = True
-    ):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, mask_type: str = "B", bias: bool = True):
         if mask_type not in ("A", "B"):
-            raise VlaeError(
-                f"mask_type must be 'A' (without the pixel itself) or 'B' (with it); got {mask_type!r}"
-            )
+            raise VlaeError(f"mask_type must be 'A' (without the pixel itself) or 'B' (with it); got {mask_type!r}")
         self.reach = reach_of(kernel_size)
         super().__init__(in_channels, out_channels, (self.reach + 1, kernel_size), bias=bias)
         mask = torch.ones(self.reach + 1, kernel_size)
         mask[-1, self.reach + (mask_type == "B") :] = 0
         self.mask_type = mask_type
         self.register_buffer("mask", mask, persistent=False)
-        with (
-            torch.no_grad()
-        ):  # a masked weight that starts at zero stays there, under weight normalisation too
+        with torch.no_grad():  # a masked weight that starts at zero stays there, under weight normalisation too
             self.weight *= mask
 
     @property

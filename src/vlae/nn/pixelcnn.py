@@ -42,12 +42,8 @@ class ChannelHead(nn.Module):
         super().__init__()
         self.shape = (image_channels, parameters)
         self.hidden = nn.Conv2d(features, image_channels * hidden, 1)
-        self.output = nn.Conv2d(
-            image_channels * hidden, image_channels * parameters, 1, groups=image_channels
-        )
-        self.own = (
-            nn.Conv2d(image_channels, image_channels * hidden, 1, bias=False) if image_channels > 1 else None
-        )
+        self.output = nn.Conv2d(image_channels * hidden, image_channels * parameters, 1, groups=image_channels)
+        self.own = nn.Conv2d(image_channels, image_channels * hidden, 1, bias=False) if image_channels > 1 else None
         before = torch.ones(image_channels, image_channels).tril(-1).repeat_interleave(hidden, dim=0)
         self.register_buffer("earlier", before[:, :, None, None], persistent=False)
 
@@ -80,9 +76,7 @@ class GatedLayer(nn.Module):
         """Vertical and horizontal features [B, channels, H, W] each -> the same."""
         rows, columns = v.shape[-2:]
         above = F.conv2d(v, self.vertical.weight, self.vertical.bias, padding=self.reach)[:, :, :rows]
-        left = F.conv2d(h, self.horizontal.weight, self.horizontal.bias, padding=(0, self.reach))[
-            ..., :columns
-        ]
+        left = F.conv2d(h, self.horizontal.weight, self.horizontal.bias, padding=(0, self.reach))[..., :columns]
         left = left + self.across(above)
         if self.context is not None:
             for_above, for_left = self.context(context).chunk(2, dim=1)
@@ -172,9 +166,7 @@ class PlainPixelCNN(nn.Module):
         check_trunk(layers, channels, conditioning)
         self.input = MaskedConv2d(image_channels, channels, kernel_size, "A")
         distinct = min(1, layers) if tied else layers
-        self.masked = nn.ModuleList(
-            MaskedConv2d(channels, channels, kernel_size, "B") for _ in range(distinct)
-        )
+        self.masked = nn.ModuleList(MaskedConv2d(channels, channels, kernel_size, "B") for _ in range(distinct))
         self.depth = layers
         self.context = self.input_context = None
         if context_channels:
@@ -182,9 +174,7 @@ class PlainPixelCNN(nn.Module):
             size = kernel_size if conditioning == "input" else 1
             self.input_context = nn.Conv2d(context_channels, channels, size, padding="same", bias=False)
         if context_channels and conditioning == "bias":
-            self.context = nn.ModuleList(
-                nn.Conv2d(context_channels, channels, 1, bias=False) for _ in range(layers)
-            )
+            self.context = nn.ModuleList(nn.Conv2d(context_channels, channels, 1, bias=False) for _ in range(layers))
         if pointwise_blocks and not layers:
             raise VlaeError("pointwise_blocks follow masked layers: they need decoder_layers of 1 or more")
         self.pointwise = nn.ModuleList(PointwiseBlock(channels) for _ in range(pointwise_blocks))
@@ -225,9 +215,7 @@ class PlainPixelCNN(nn.Module):
 def check_trunk(layers: int, channels: int, conditioning: str) -> None:
     """Refuses impossible sizes of a PixelCNN with one clear line."""
     if layers < 0:
-        raise VlaeError(
-            f"decoder_layers counts the layers after the input convolution: 0 or more; got {layers}"
-        )
+        raise VlaeError(f"decoder_layers counts the layers after the input convolution: 0 or more; got {layers}")
     if channels < 1:
         raise VlaeError(f"the PixelCNN needs at least 1 channel; got {channels}")
     if conditioning not in ("bias", "input"):

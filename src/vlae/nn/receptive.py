@@ -35,9 +35,7 @@ class ReceptiveField:
     @classmethod
     def rectangle(cls, rows: tuple[int, int], columns: tuple[int, int]) -> ReceptiveField:
         """All offsets with both coordinates in the given closed ranges; empty where a range is."""
-        return cls(
-            frozenset((i, j) for i in range(rows[0], rows[1] + 1) for j in range(columns[0], columns[1] + 1))
-        )
+        return cls(frozenset((i, j) for i in range(rows[0], rows[1] + 1) for j in range(columns[0], columns[1] + 1)))
 
     @classmethod
     def from_offsets(cls, offsets: Iterable[Offset]) -> ReceptiveField:
@@ -46,9 +44,7 @@ class ReceptiveField:
 
     def then(self, following: ReceptiveField) -> ReceptiveField:
         """The field of `following` applied to the output of this layer."""
-        return ReceptiveField(
-            frozenset((i + k, j + m) for i, j in self.offsets for k, m in following.offsets)
-        )
+        return ReceptiveField(frozenset((i + k, j + m) for i, j in self.offsets for k, m in following.offsets))
 
     def __or__(self, other: ReceptiveField) -> ReceptiveField:
         return ReceptiveField(self.offsets | other.offsets)

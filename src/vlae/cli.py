@@ -1,0 +1,417 @@
+"""The command line: parses, calls one function, prints. `python -m vlae` is the same."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from vlae.errors import VlaeError
+
+Command = Callable[[list[str]], int | None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 1 (a check failed) or 2 (bad input, said in one line)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[
+            RichHandler(console=Console(width=None), show_path=False, show_level=False, omit_repeated_times=False)
+        ],
+    )
+    for noisy in ("httpx", "pooch", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("vlae").setLevel(logging.INFO)
+    if not words or words[0] in ("-h", "--help"):
+        print(help_text())
+        return 0
+    if words[0] == "--version":
+        from vlae import __version__
+
+        print(f"vlae {__version__}")
+        return 0
+    try:
+        name, rest = split_command(words)
+        return COMMANDS[name][0](rest) or 0
+    except VlaeError as error:
+        return fail(str(error))
+    except OSError as error:
+        return fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        return fail("interrupted; a training run continues with --resume", code=130)
+
+
+def fail(message: str, code: int = 2) -> int:
+    """One line on standard error."""
+    print("vlae: error: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def split_command(words: list[str]) -> tuple[str, list[str]]:
+    """The command's name and the words after it; dotted and underscored spellings are the same as words with dashes.
+
+    Example:
+        >>> split_command(["viz.recon_grid", "--count", "8"])
+        ('viz recon-grid', ['--count', '8'])
+    """
+    plain = words[0].replace(".", " ").replace("_", "-").split()
+    candidates = [(" ".join(plain), words[1:])]
+    if len(words) > 1 and not words[1].startswith("-"):
+        candidates.insert(0, (" ".join([*plain, words[1].replace("_", "-")]), words[2:]))
+    for name, rest in candidates:
+        if name in COMMANDS:
+            return name, rest
+    group = [name for name in COMMANDS if name.startswith(plain[0] + " ")]
+    close = group or difflib.get_close_matches(candidates[-1][0], COMMANDS, n=1)
+    hint = f"did you mean {' or '.join(repr(name) for name in close)}?" if close else "see vlae --help"
+    raise VlaeError(f"unknown command {' '.join(words[:2])!r}: {hint}")
+
+
+def help_text() -> str:
+    """The list of commands."""
+    lines = ["usage: vlae COMMAND [OPTIONS]   (vlae COMMAND --help for its options)", ""]
+    lines += [f"  {name:18s}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(lines)
+
+
+# -- parsing ----------------------------------------------------------------------------------------------------------
+
+
+def parse(parser: Any, words: list[str]) -> Any:
+    """Parses with jsonargparse; what it refuses becomes one line that names the key, the file and what was expected."""
+    from jsonargparse import ArgumentError
+
+    # A bare flag at the end or before another option is a yes: --resume.
+    words = [word if word != "--resume" else "--resume=true" for word in words]
+    try:
+        return parser.parse_args(words)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise VlaeError(explain(str(error), parser, words)) from None
+
+
+def explain(message: str, parser: Any, words: list[str]) -> str:
+    """Shortens jsonargparse's message and adds the nearest known key and the configuration file."""
+    text = " ".join(message.split())
+    text = re.sub(r"Parser key \"([^\"]+)\": ", r"\1: ", text)
+    text = re.sub(r"Does not validate against any of the Union subtypes.*?Errors: ?", "", text)
+    for word in re.findall(r"[\"'](?:--)?([\w.]+)[\"'] is not expected|Unrecognized arguments: --([\w.]+)", text)[:1]:
+        wrong = (word[0] or word[1]).split(".")[-1]
+        known = {action.dest.split(".")[-1] for action in parser._actions} | set(_model_keys())
+        close = difflib.get_close_matches(wrong, known, n=1)
+        text += f"; did you mean {close[0]!r}?" if close else ""
+    files = [
+        w.split("=", 1)[-1] if "=" in w else v
+        for w, v in zip(words, [*words[1:], ""], strict=True)
+        if w.startswith("--config")
+    ]
+    return f"{text[:400]}{f' (in {files[0]} or the command line)' if files else ''}"
+
+
+def _model_keys() -> list[str]:
+    import inspect
+
+    from vlae.models import VAE, VLAE
+
+    return [name for cls in (VAE, VLAE) for name in inspect.signature(cls.__init__).parameters]
+
+
+def find_config(name: str) -> Path:
+    """A configuration file: a path, or the name of one that comes with the package."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    for folder in (resources.files("vlae") / "configs", Path(__file__).parents[2] / "configs"):
+        candidate = Path(str(folder)) / f"{name.removesuffix('.yaml')}.yaml"
+        if candidate.is_file():
+            return candidate
+    names = sorted(p.stem for p in (Path(__file__).parents[2] / "configs").glob("*.yaml"))
+    raise VlaeError(f"no configuration {name!r}: give a YAML file or one of {', '.join(names) or 'the shipped ones'}")
+
+
+def _parser(name: str) -> Any:
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(prog=f"vlae {name}", description=COMMANDS[name][1], exit_on_error=False)
+
+
+# -- train ------------------------------------------------------------------------------------------------------------
+
+
+def train_parser() -> Any:
+    """The parser of `vlae train`: every key of a configuration is an option."""
+    from jsonargparse import ActionConfigFile
+
+    from vlae.models import LatentVariableModel
+    from vlae.objectives import Objective
+    from vlae.training.run import DataSettings, RunSettings, TrainerSettings
+    from vlae.training.task import OptimizerSettings
+
+    parser = _parser("train")
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file, or the name of a shipped configuration")
+    parser.add_subclass_arguments(LatentVariableModel, "model", skip={"image_shape"}, required=True)
+    parser.add_class_arguments(DataSettings, "data")
+    parser.add_subclass_arguments(Objective, "objective", default={"class_path": "vlae.objectives.ELBO"})
+    parser.add_class_arguments(OptimizerSettings, "optimizer")
+    parser.add_class_arguments(TrainerSettings, "trainer")
+    parser.add_class_arguments(RunSettings, "run")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights, the data's order and all noise")
+    parser.add_argument("--resume", type=bool, default=False, help="go on from the run's last checkpoint")
+    return parser
+
+
+def train(words: list[str]) -> int:
+    """Trains one configuration into a run directory."""
+    parser = train_parser()
+    words, config_name = _resolve_config(words)
+    settings = parse(parser, words)
+    if settings.get("model") is None:
+        raise VlaeError("no model: give --config NAME (mnist, digits, ...) or --model VLAE")
+    from jsonargparse import Namespace
+
+    from vlae.models.saving import build
+    from vlae.training import run
+
+    model_settings, settings_without_model = settings.pop("model"), settings
+    text = parser.dump(Namespace(**{**vars(settings_without_model), "model": model_settings}), skip_none=False)
+    try:
+        objects = parser.instantiate_classes(settings_without_model)
+    except TypeError as error:
+        raise VlaeError(str(error)) from None
+    import torch
+
+    data: run.DataSettings = objects.data
+    directory = run.prepare_directory(objects.run, config_name or data.name, settings.resume)
+    torch.manual_seed(settings.seed)
+    arguments = dict(model_settings.init_args.as_dict(), image_shape=data.load(data.split).image_shape)
+    model = build(model_settings.class_path.rsplit(".", 1)[-1], arguments)
+    started = time.monotonic()
+    saved = run.train(
+        model,  # type: ignore[arg-type]
+        objects.objective,
+        objects.optimizer,
+        data,
+        objects.trainer,
+        directory,
+        text,
+        seed=settings.seed,
+        resume=settings.resume,
+    )
+    minutes = (time.monotonic() - started) / 60
+    print(f"trained in {minutes:.1f} minutes; the model is {saved}, the log {directory / 'logs' / 'train.log'}")
+    print(f"next: vlae eval --run {directory}")
+    return 0
+
+
+def _resolve_config(words: list[str]) -> tuple[list[str], str | None]:
+    """Replaces configuration names by their files, and returns the last one's name."""
+    resolved, name = list(words), None
+    for i, word in enumerate(words):
+        if word.startswith("--config="):
+            path = find_config(word.split("=", 1)[1])
+            resolved[i], name = f"--config={path}", path.stem
+        elif word == "--config":
+            if i + 1 == len(words):
+                raise VlaeError("--config needs a YAML file or a configuration's name")
+            path = find_config(words[i + 1])
+            resolved[i + 1], name = str(path), path.stem
+    return resolved, name
+
+
+# -- commands on a trained model --------------------------------------------------------------------------------------
+
+
+def _add_choice(parser: Any) -> None:
+    parser.add_argument("--model", type=str | None, default=None, help="pretrained name, or directory of a saved model")
+    parser.add_argument("--run", type=str | None, default=None, help="run directory")
+    parser.add_argument("--config", type=str | None, default=None, help="the run of this configuration")
+
+
+def _add_data(parser: Any) -> None:
+    group = "the model's own data are the default"
+    parser.add_argument("--data.name", type=str | None, default=None, help=f"data set; {group}")
+    parser.add_argument("--data.root", type=str | None, default=None, help="where its files are")
+    parser.add_argument("--data.binarize", type=str | None, default=None, help="static, dynamic or threshold")
+    parser.add_argument("--data.split", type=str, default="test", help="test, validation or train")
+    parser.add_argument("--data.options", type=dict, default={}, help="further options of the data set")
+
+
+def choose_model(settings: Any) -> tuple[Any, Path]:
+    """The model that was asked for (else that of the newest run, saying so), and the directory for what is made of it."""
+    from vlae.models.saving import load, pretrained_names
+    from vlae.training.run import export
+
+    given = [name for name in ("model", "run", "config") if settings.get(name)]
+    if len(given) > 1:
+        raise VlaeError(f"give one of --model, --run and --config, not {' and '.join('--' + name for name in given)}")
+    if settings.model:
+        if settings.model in pretrained_names() and not Path(settings.model).exists():
+            return load(settings.model), Path("outputs") / settings.model
+        path = Path(settings.model)
+        return load(path), path.parent if path.name == "model" else path
+    if settings.run or settings.config:
+        directory = Path(settings.run or Path("outputs") / find_config(settings.config).stem)
+        if not (directory / "config.yaml").is_file():
+            raise VlaeError(f"{directory} is not a run: train one with vlae train, or give --model")
+    else:
+        runs = sorted(Path("outputs").glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
+        if not runs:
+            raise VlaeError("there is no run in outputs/: train one (vlae train --config digits) or give --model NAME")
+        directory = runs[-1].parent
+        print(f"using the newest run, {directory}")
+    return load(directory / "model" if (directory / "model").is_dir() else export(directory)), directory
+
+
+def choose_data(settings: Any, model: Any) -> Any:
+    """The data set that was asked for; what is not said comes from the model's own training data."""
+    from vlae.data import load
+
+    own, asked = model.metadata.get("data", {}), settings.data
+    name = asked.name or own.get("name")
+    if name is None:
+        raise VlaeError("this model does not say what it was trained on: give --data.name")
+    same = name == own.get("name")
+    binarize = asked.binarize or (own.get("binarize") if same else None)
+    options = {**(own.get("options", {}) if same else {}), **asked.options}
+    return load(name, asked.split, root=asked.root or (own.get("root") if same else None), binarize=binarize, **options)
+
+
+def evaluate(words: list[str]) -> int:
+    """Bounds in nats and bits on held-out images; a table, JSON and CSV."""
+    parser = _parser("eval")
+    _add_choice(parser)
+    _add_data(parser)
+    parser.add_argument("--nll_samples", type=int, default=100, help="importance samples per image; 0: no NLL")
+    parser.add_argument("--nll_images", type=int, default=500, help="NLL on the first so many images; 0: all")
+    parser.add_argument("--batch_size", type=int, default=250, help="memory, not the result")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise, which is keyed by image")
+    parser.add_argument("--double", type=bool, default=False, help="in float64")
+    parser.add_argument(
+        "--check", type=bool, default=False, help="compare with the model's expected numbers; exit 1 if off"
+    )
+    settings = parse(parser, [w if w != "--check" else "--check=true" for w in words])
+    from vlae.evaluation import report
+
+    model, directory = choose_model(settings)
+    dataset = choose_data(settings, model)
+    return report.run(
+        model,
+        dataset,
+        directory / "reports",
+        nll_samples=settings.nll_samples,
+        nll_images=settings.nll_images or None,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        double=settings.double,
+        check=settings.check,
+    )
+
+
+def sample_prior(words: list[str]) -> int:
+    """Images x ~ p(x|z), z ~ p(z): a picture, and the pixels as an array."""
+    parser = _parser("sample prior")
+    _add_choice(parser)
+    parser.add_argument("--count", type=int, default=64, help="how many images")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the prior")
+    parser.add_argument("--pixel_temperature", type=float, default=1.0, help="of each pixel's distribution")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument(
+        "--output", type=str | None, default=None, help="PNG; the run's samples/prior_samples.png if not given"
+    )
+    settings = parse(parser, words)
+    from vlae import figures
+    from vlae.sampling import prior_samples, save_array
+
+    model, directory = choose_model(settings)
+    images = prior_samples(model, settings.count, settings.temperature, settings.pixel_temperature, settings.seed)
+    path = Path(settings.output or directory / "samples" / "prior_samples.png")
+    figures.save(figures.image_grid(images), path)
+    print(f"{len(images)} samples: {path} and {save_array(images, path.with_suffix('.npz'))}")
+    return 0
+
+
+def viz_recon_grid(words: list[str]) -> int:
+    """Held-out images above their reconstructions."""
+    parser = _parser("viz recon-grid")
+    _add_choice(parser)
+    _add_data(parser)
+    parser.add_argument("--count", type=int, default=20, help="how many images")
+    parser.add_argument(
+        "--output", type=str | None, default=None, help="PNG; the run's grids/recon_grid.png if not given"
+    )
+    settings = parse(parser, words)
+    from vlae import figures
+
+    model, directory = choose_model(settings)
+    x = choose_data(settings, model).subset(settings.count).tensor()
+    path = Path(settings.output or directory / "grids" / "recon_grid.png")
+    figures.save(figures.recon_grid(x, model.reconstruct(x)), path)
+    print(f"{len(x)} reconstructions: {path}")
+    return 0
+
+
+def viz_samples(words: list[str]) -> int:
+    """Held-out images beside samples from the prior."""
+    parser = _parser("viz samples")
+    _add_choice(parser)
+    _add_data(parser)
+    parser.add_argument("--count", type=int, default=20, help="how many of each")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the prior")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--output", type=str | None, default=None, help="PNG; the run's grids/samples.png if not given")
+    settings = parse(parser, words)
+    from vlae import figures
+    from vlae.sampling import prior_samples
+
+    model, directory = choose_model(settings)
+    x = choose_data(settings, model).subset(settings.count).tensor()
+    samples = prior_samples(model, len(x), settings.temperature, seed=settings.seed)
+    path = Path(settings.output or directory / "grids" / "samples.png")
+    figures.save(figures.recon_grid(x, samples, row_labels=("data", "sample")), path)
+    print(f"{len(x)} samples beside data: {path}")
+    return 0
+
+
+def verify(words: list[str]) -> int:
+    """Checks this installation against exact answers, in seconds."""
+    parse(_parser("verify"), words)
+    from vlae.verify import run
+
+    return run()
+
+
+def models(words: list[str]) -> int:
+    """Lists the pretrained models."""
+    parse(_parser("models"), words)
+    from vlae.models.saving import load, pretrained_names
+
+    for name in pretrained_names():
+        model = load(name)
+        size = sum(p.numel() for p in model.parameters())
+        print(f"{name:18s}{type(model).__name__:6s}{size:>10,} parameters  {model.metadata.get('protocol', '')}")
+    return 0
+
+
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "train": (train, "train one configuration: --config NAME_OR_FILE, and any key to override"),
+    "eval": (evaluate, "bounds in nats and bits of a run or model on held-out images"),
+    "sample prior": (sample_prior, "draw images from the prior"),
+    "viz recon-grid": (viz_recon_grid, "draw reconstructions"),
+    "viz samples": (viz_samples, "draw samples beside data"),
+    "models": (models, "list the pretrained models"),
+    "verify": (verify, "check this installation against exact answers, in seconds"),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

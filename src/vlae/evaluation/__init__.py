@@ -1,0 +1,6 @@
+"""Evaluation: bounds in nats and bits, and where the rate goes."""
+
+from vlae.evaluation.bounds import Evaluation, LogMeanExp, evaluate, importance_nll, keyed_generators
+from vlae.evaluation.information import BITS, LatentStatistics
+
+__all__ = ["BITS", "Evaluation", "LatentStatistics", "LogMeanExp", "evaluate", "importance_nll", "keyed_generators"]

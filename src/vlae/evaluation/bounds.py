@@ -1,0 +1,200 @@
+"""Bounds over a data set, in nats: the ELBO's terms, the importance-weighted NLL, and whether z is used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlae.errors import VlaeError
+from vlae.evaluation.information import BITS, LatentStatistics
+from vlae.models.base import LatentVariableModel
+
+Batch = tuple[Tensor, Sequence[int]]  # images [B, C, H, W] and their positions in the data set
+
+
+def keyed_generators(indices: Iterable[int], seed: int, stream: int = 0) -> list[torch.Generator]:
+    """One CPU generator per image, seeded by the image's position: its noise does not depend on the batch it is in."""
+    return [torch.Generator().manual_seed((seed * 1_000_003 + stream) * 100_000_007 + int(i)) for i in indices]
+
+
+class LogMeanExp:
+    """Streaming log (1/K) sum_k w_k and the effective sample size, [B], from chunks of log w_k [k, B]; float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.log_sum: Tensor | None = None
+        self.log_squares: Tensor | None = None
+
+    def add(self, log_weights: Tensor) -> None:
+        """Adds a chunk [k, B]."""
+        weights = log_weights.double().cpu()
+        first, second = weights.logsumexp(0), (2 * weights).logsumexp(0)
+        self.log_sum = first if self.log_sum is None else torch.logaddexp(self.log_sum, first)
+        self.log_squares = second if self.log_squares is None else torch.logaddexp(self.log_squares, second)
+        self.count += len(weights)
+
+    @property
+    def value(self) -> Tensor:
+        """log (1/K) sum_k w_k, nats, [B]."""
+        assert self.log_sum is not None
+        return self.log_sum - math.log(self.count)
+
+    @property
+    def effective_samples(self) -> Tensor:
+        """(sum w)^2 / sum w^2, between 1 and K, [B]."""
+        assert self.log_sum is not None and self.log_squares is not None
+        return (2 * self.log_sum - self.log_squares).exp()
+
+
+@dataclass
+class Evaluation:
+    """What `evaluate` measures. Nats per image, means over the data set, with standard errors where named.
+
+    Attributes:
+        images: how many were evaluated.
+        distortion, rate: the two terms; `rate_bits` the rate in bits.
+        negative_elbo: distortion + rate; `negative_elbo_error` its standard error.
+        shuffled_gap: nats lost in distortion where each image is decoded with another image's z.
+        active_units: latent dimensions in use; `latent_dim` of how many.
+        bits_per_latent: mean rate of each latent dimension, bits.
+        bits_per_dim: -ELBO in bits per sub-pixel; None for densities, which would need dequantised data.
+        nll: importance-weighted -log p(x) at `nll_samples` samples; `nll_error` its standard error, `ess` the mean
+            effective sample size. None where not asked for. `nll_images` says on how many (the first) images.
+    """
+
+    images: int
+    distortion: float
+    rate: float
+    rate_bits: float
+    negative_elbo: float
+    negative_elbo_error: float
+    shuffled_gap: float
+    active_units: int
+    latent_dim: int
+    bits_per_latent: list[float] = field(repr=False)
+    bits_per_dim: float | None = None
+    nll: float | None = None
+    nll_error: float | None = None
+    nll_samples: int = 0
+    nll_images: int = 0
+    nll_bits_per_dim: float | None = None
+    ess: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def evaluate(
+    model: LatentVariableModel,
+    batches: Callable[[], Iterable[Batch]],
+    nll_samples: int = 0,
+    nll_images: int | None = None,
+    seed: int = 0,
+    chunk: int = 512,
+    progress: Callable[[str, int], None] = lambda stage, images: None,
+) -> Evaluation:
+    """Evaluates a model on a data set; independent of the batch size, since all noise is keyed by image.
+
+    Args:
+        model: used in eval mode; left in the mode it was in.
+        batches: gives a fresh pass over the data: (images [B, C, H, W], positions) in order of position.
+        nll_samples: importance samples K per image; 0 leaves the NLL out.
+        nll_images: NLL on the first so many images only; None for all.
+        seed: of the noise.
+        chunk: images decoded at a time for the NLL.
+        progress: called with the stage's name and the number of images done.
+    """
+    with model.evaluating():
+        distortions, rates, codes = [], [], []
+        statistics = LatentStatistics()
+        for x, positions in batches():
+            bound = model.elbo(x, generator=keyed_generators(positions, seed))
+            statistics.add(bound.rate_per_dimension, model.prior().noise_of(model.encode(x).mean))
+            distortions.append(bound.distortion.double().cpu())
+            rates.append(bound.rate.double().cpu())
+            codes.append(bound.z)
+            progress("bound", len(x))
+        if not distortions:
+            raise VlaeError("the data set is empty: there is nothing to evaluate")
+        distortion, rate = torch.cat(distortions), torch.cat(rates)
+        total, count = distortion + rate, len(distortion)
+        per_value = BITS / math.prod(model.image_shape) if model.likelihood.levels else None
+        result = Evaluation(
+            images=count,
+            distortion=distortion.mean().item(),
+            rate=rate.mean().item(),
+            rate_bits=rate.mean().item() * BITS,
+            negative_elbo=total.mean().item(),
+            negative_elbo_error=standard_error(total),
+            shuffled_gap=(shuffled_distortion(model, batches(), torch.cat(codes)) - distortion).mean().item(),
+            active_units=statistics.active_units,
+            latent_dim=math.prod(model.latent_shape),
+            bits_per_latent=statistics.bits_per_dimension.flatten().tolist(),
+            bits_per_dim=None if per_value is None else total.mean().item() * per_value,
+        )
+        if nll_samples:
+            limit = count if nll_images is None else min(nll_images, count)
+            nll, ess = importance_nll(model, batches(), nll_samples, limit, seed, chunk, progress)
+            result.nll, result.nll_error = nll.mean().item(), standard_error(nll)
+            result.nll_samples, result.nll_images, result.ess = nll_samples, limit, ess.mean().item()
+            result.nll_bits_per_dim = None if per_value is None else result.nll * per_value
+        return result
+
+
+@torch.no_grad()
+def shuffled_distortion(model: LatentVariableModel, batches: Iterable[Batch], codes: Tensor) -> Tensor:
+    """-log p(x_i | z_(i-1)) in nats, [N]: each image decoded with the code of the image before it in the data set.
+
+    Far above the distortion where z is used; equal to it where the decoder ignores z.
+    """
+    shuffled, start, result = codes.roll(1, dims=0), 0, []
+    for x, _ in batches:
+        result.append(-model.decode(shuffled[start : start + len(x)]).log_prob(x).double().cpu())
+        start += len(x)
+    return torch.cat(result)
+
+
+@torch.no_grad()
+def importance_nll(
+    model: LatentVariableModel,
+    batches: Iterable[Batch],
+    samples: int,
+    images: int,
+    seed: int = 0,
+    chunk: int = 512,
+    progress: Callable[[str, int], None] = lambda stage, images: None,
+) -> tuple[Tensor, Tensor]:
+    """-log p(x) by importance sampling on the first `images` images: nats and effective sample sizes, [images] each."""
+    values: list[Tensor] = []
+    sizes: list[Tensor] = []
+    remaining = images
+    for x, positions in batches:
+        # Few images at a time: all their noise is drawn at once.
+        for part, keys in zip(x[:remaining].split(16), _split(list(positions)[:remaining], 16), strict=True):
+            estimate = LogMeanExp()
+            for weights in model.log_weights(part, samples, keyed_generators(keys, seed, stream=1), chunk):
+                estimate.add(weights)
+            values.append(-estimate.value)
+            sizes.append(estimate.effective_samples)
+            progress("nll", len(part))
+        remaining -= len(x)
+        if remaining <= 0:
+            break
+    return torch.cat(values), torch.cat(sizes)
+
+
+def standard_error(values: Tensor) -> float:
+    """Standard error of the mean of [N] values; 0 for a single one."""
+    return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else 0.0
+
+
+def _split(items: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,137 @@
+"""Runs an evaluation on a data set and writes it down: a table, `evaluation.json` and `metrics.csv`."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from vlae.data import Batches, ImageDataset
+from vlae.errors import VlaeError
+from vlae.evaluation.bounds import Evaluation, evaluate
+from vlae.evaluation.information import BITS
+from vlae.models.base import LatentVariableModel
+from vlae.training.run import check_fit, write_text
+
+TOLERANCE = 0.02  # nats: what float32 kernels of another machine may change in a mean over a test set
+
+
+def run(
+    model: LatentVariableModel,
+    dataset: ImageDataset,
+    directory: Path,
+    nll_samples: int,
+    nll_images: int | None,
+    batch_size: int,
+    seed: int,
+    double: bool,
+    check: bool,
+) -> int:
+    """Evaluates, prints the table, writes the files; with `check` compares with the model's expected numbers.
+
+    Returns 0, or 1 where an expected number is missed by more than `TOLERANCE` nats.
+    """
+    check_fit(model, dataset)
+    expected = model.metadata.get("expected")
+    if check:
+        if not expected:
+            raise VlaeError("this model carries no expected numbers to check against: leave out --check")
+        nll_samples, nll_images, seed = expected["nll_samples"], expected["nll_images"], expected["seed"]
+    if double:
+        model = copy.deepcopy(model).double()
+    started = time.monotonic()
+    result = _evaluate_with_bars(model, dataset, nll_samples, nll_images, batch_size, seed)
+    seconds = time.monotonic() - started
+    print_table(result, f"{type(model).__name__} on {dataset.protocol} ({seconds:.0f} s)")
+    values = {"data": dataset.protocol, "seed": seed, "seconds": round(seconds, 1), **result.to_dict()}
+    write_text(directory / "evaluation.json", json.dumps(values, indent=2) + "\n")
+    write_text(directory / "metrics.csv", _csv(result))
+    print(f"written: {directory / 'evaluation.json'}, {directory / 'metrics.csv'}")
+    return compare(result, expected) if check and expected else 0
+
+
+def compare(result: Evaluation, expected: dict[str, float]) -> int:
+    """Prints obtained beside expected; 1 where one differs by more than the tolerance."""
+    failed = False
+    for name in ("distortion", "rate", "negative_elbo", "nll"):
+        difference = abs(getattr(result, name) - expected[name])
+        failed |= not difference <= TOLERANCE
+        print(
+            f"{name:14s} obtained {getattr(result, name):.4f}  expected {expected[name]:.4f}  differs by {difference:.4f}"
+        )
+    print(f"check {'FAILED' if failed else 'passed'}: tolerance {TOLERANCE} nats")
+    return int(failed)
+
+
+def print_table(result: Evaluation, title: str) -> None:
+    """The evaluation as a console table, nats and bits."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("per image")
+    for column in ("nats", "bits", "bits/dim", ""):
+        table.add_column(column, justify="right" if column else "left")
+
+    def row(name: str, nats: float, note: str = "", per_dim: float | None = None) -> None:
+        table.add_row(name, f"{nats:.3f}", f"{nats * BITS:.2f}", "" if per_dim is None else f"{per_dim:.4f}", note)
+
+    row("distortion", result.distortion, "-log p(x|z)")
+    row("rate", result.rate, f"KL(q(z|x) || p(z)), {result.active_units} of {result.latent_dim} units active")
+    row(
+        "-ELBO",
+        result.negative_elbo,
+        f"± {result.negative_elbo_error:.3f}, {result.images} images",
+        result.bits_per_dim,
+    )
+    if result.nll is not None:
+        note = f"± {result.nll_error:.3f}, K = {result.nll_samples}, {result.nll_images} images, ESS {result.ess:.1f}"
+        row("NLL", result.nll, note, result.nll_bits_per_dim)
+    row("shuffled z costs", result.shuffled_gap, "distortion with another image's z, less the distortion")
+    console = Console()
+    console.print(table)
+    if result.bits_per_dim is None:
+        console.print("a density: nats of continuous data; bits/dim would need dequantised images")
+
+
+def _evaluate_with_bars(
+    model: LatentVariableModel,
+    dataset: ImageDataset,
+    nll_samples: int,
+    nll_images: int | None,
+    batch_size: int,
+    seed: int,
+) -> Evaluation:
+    dtype = next(model.parameters()).dtype
+
+    def batches() -> Iterator[tuple[Tensor, list[int]]]:
+        for batch in Batches(dataset, min(batch_size, len(dataset))):
+            yield batch.images.to(dtype), batch.indices.tolist()
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as bars:
+        tasks = {"bound": bars.add_task("bound", total=len(dataset))}
+        if nll_samples:
+            tasks["nll"] = bars.add_task("NLL", total=min(nll_images or len(dataset), len(dataset)))
+        return evaluate(
+            model,
+            batches,
+            nll_samples,
+            nll_images,
+            seed,
+            progress=lambda stage, images: bars.advance(tasks[stage], images),
+        )
+
+
+def _csv(result: Evaluation) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["metric", "value"])
+    writer.writerows((k, v) for k, v in result.to_dict().items() if isinstance(v, int | float))
+    return buffer.getvalue()

@@ -1,0 +1,109 @@
+"""Training objectives made from the bound's two terms. The bound itself is reported by the model, unclipped, always."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vlae.errors import VlaeError
+from vlae.models.base import Bound
+from vlae.objectives.schedules import Schedule, as_schedule
+
+
+class Objective(nn.Module):
+    """What training minimises: a scalar in nats per image, from a batch's bound and the progress of training."""
+
+    def forward(self, bound: Bound, progress: float) -> Tensor:
+        """The loss, averaged over the batch. progress: 0 at the start of training, 1 at its end."""
+        raise NotImplementedError
+
+    def update(self, bound: Bound) -> None:
+        """Called after each training step, for objectives that adapt."""
+
+
+class ELBO(Objective):
+    """distortion + beta * rate, with free bits: the rate of each group is not pushed below a floor.
+
+    The loss is mean_x distortion + beta * sum_j max(free_nats, mean_x rate_j) over groups j (Kingma et al. 2016, appendix
+    C.8; the mean over the batch comes before the maximum).
+
+    Args:
+        beta: multiplies the rate and nothing else; a number or a schedule.
+        free_nats: the floor of each group in nats (the field's "free bits"); a number or a schedule. The paper's 0.01 nats
+            per data dimension is 7.84 per image at 28x28.
+        per: the groups: "image" (one; the safe reading under a flow prior), "channel" (the first latent dimension), or
+            "dimension" (every latent number).
+    """
+
+    def __init__(self, beta: float | Schedule = 1.0, free_nats: float | Schedule = 0.0, per: str = "image"):
+        super().__init__()
+        if per not in ("image", "channel", "dimension"):
+            raise VlaeError(f"free bits are given per 'image', 'channel' or 'dimension'; got {per!r}")
+        self.beta, self.free_nats, self.per = as_schedule(beta), as_schedule(free_nats), per
+
+    def forward(self, bound: Bound, progress: float) -> Tensor:
+        """The loss at this progress."""
+        rates = bound.rate_per_dimension
+        if self.per == "image":
+            groups = bound.rate[:, None]
+        else:
+            groups = rates.flatten(2).sum(2) if self.per == "channel" and rates.ndim > 2 else rates.flatten(1)
+        rate = (
+            groups.mean(0).clamp(min=self.free_nats(progress)).sum() if self.free_nats(progress) else bound.rate.mean()
+        )
+        return bound.distortion.mean() + self.beta(progress) * rate
+
+
+class SoftFreeBits(Objective):
+    """The paper's soft free bits: distortion + gamma * rate, gamma <= 1 moved by 10% steps to hold a target rate.
+
+    After each `interval` steps, gamma goes up by 10% where the mean rate was more than 5% above the target, and down by
+    10% where it was below it (Chen et al. 2017, appendix on CIFAR-10).
+
+    Args:
+        target_nats: the rate to hold, in nats per image.
+        interval: training steps between moves.
+        step: the relative size of a move.
+        tolerance: how far above the target is still good.
+        minimum: gamma never falls below it.
+    """
+
+    gamma: Tensor
+    total: Tensor
+    count: Tensor
+
+    def __init__(
+        self,
+        target_nats: float,
+        interval: int = 20,
+        step: float = 0.1,
+        tolerance: float = 0.05,
+        minimum: float = 1e-3,
+    ):
+        super().__init__()
+        if target_nats <= 0 or interval < 1:
+            raise VlaeError(f"soft free bits need target_nats > 0 and interval >= 1; got {target_nats} and {interval}")
+        self.target_nats, self.interval, self.step = target_nats, interval, step
+        self.tolerance, self.minimum = tolerance, minimum
+        self.register_buffer("gamma", torch.ones((), dtype=torch.float64))
+        self.register_buffer("total", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, bound: Bound, progress: float) -> Tensor:
+        """The loss with the present gamma."""
+        return bound.distortion.mean() + float(self.gamma) * bound.rate.mean()
+
+    @torch.no_grad()
+    def update(self, bound: Bound) -> None:
+        """Counts a step and moves gamma at the end of each interval."""
+        self.total += bound.rate.mean()
+        self.count += 1
+        if self.count < self.interval:
+            return
+        rate = self.total / self.count
+        if rate > (1 + self.tolerance) * self.target_nats:
+            self.gamma.mul_(1 + self.step).clamp_(max=1)
+        elif rate < self.target_nats:
+            self.gamma.mul_(1 - self.step).clamp_(min=self.minimum)
+        self.total.zero_()
+        self.count.zero_()

@@ -1,0 +1,69 @@
+"""Schedules: numbers that change over training, as functions of its progress from 0 (start) to 1 (end)."""
+
+from __future__ import annotations
+
+from vlae.errors import VlaeError
+
+
+class Schedule:
+    """A number as a function of progress in [0, 1]."""
+
+    def __call__(self, progress: float) -> float:
+        """The value at this progress."""
+        raise NotImplementedError
+
+
+class Constant(Schedule):
+    """The same value throughout."""
+
+    def __init__(self, value: float):
+        self.value = value
+
+    def __call__(self, progress: float) -> float:
+        """The value."""
+        return self.value
+
+
+class Linear(Schedule):
+    """From `start` to `end` while progress goes from `begin` to `finish`; constant before and after.
+
+    Example:
+        >>> off_at_the_end = Linear(start=8.0, end=0.0, begin=0.5, finish=0.75)
+        >>> [off_at_the_end(p) for p in (0.0, 0.5, 0.625, 1.0)]
+        [8.0, 8.0, 4.0, 0.0]
+    """
+
+    def __init__(self, start: float, end: float, begin: float = 0.0, finish: float = 1.0):
+        if not 0 <= begin < finish <= 1:
+            raise VlaeError(f"a linear schedule needs 0 <= begin < finish <= 1; got begin {begin} and finish {finish}")
+        self.start, self.end, self.begin, self.finish = start, end, begin, finish
+
+    def __call__(self, progress: float) -> float:
+        """The value at this progress."""
+        share = min(max((progress - self.begin) / (self.finish - self.begin), 0.0), 1.0)
+        return self.start + (self.end - self.start) * share
+
+
+class Cyclical(Schedule):
+    """`cycles` ramps from `start` to `end`, each rising over its first `rising` share (Fu et al. 2019, 1903.10145).
+
+    Example:
+        >>> schedule = Cyclical(start=0.0, end=1.0, cycles=2, rising=0.5)
+        >>> [schedule(p) for p in (0.0, 0.125, 0.25, 0.49, 0.5, 1.0)]
+        [0.0, 0.5, 1.0, 1.0, 0.0, 1.0]
+    """
+
+    def __init__(self, start: float = 0.0, end: float = 1.0, cycles: int = 4, rising: float = 0.5):
+        if cycles < 1 or not 0 < rising <= 1:
+            raise VlaeError(f"a cyclical schedule needs cycles >= 1 and 0 < rising <= 1; got {cycles} and {rising}")
+        self.start, self.end, self.cycles, self.rising = start, end, cycles, rising
+
+    def __call__(self, progress: float) -> float:
+        """The value at this progress; training ends at the top of the last cycle."""
+        within = 1.0 if progress >= 1 else progress * self.cycles % 1
+        return self.start + (self.end - self.start) * min(within / self.rising, 1.0)
+
+
+def as_schedule(value: float | Schedule) -> Schedule:
+    """A number becomes a constant schedule."""
+    return value if isinstance(value, Schedule) else Constant(float(value))

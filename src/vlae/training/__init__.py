@@ -1,0 +1,1 @@
+"""Training: a run directory from a model, data and settings."""

@@ -1,0 +1,320 @@
+"""A run: a directory made by training one configuration, that can be resumed, evaluated and drawn.
+
+outputs/<name>/
+    config.yaml         everything that was set
+    ckpts/              best.ckpt, last.ckpt (Lightning's; read weights-only)
+    logs/               metrics.csv, train.log, TensorBoard events
+    model/              the best model's averaged weights, as a saved model
+    grids/ samples/ reports/
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from vlae import data
+from vlae.errors import VlaeError
+from vlae.models.base import LatentVariableModel
+from vlae.models.saving import build
+from vlae.objectives import Objective
+from vlae.training.callbacks import AveragedWeights, CompiledTraining, EpochReport
+from vlae.training.speed import best_precision, can_compile
+from vlae.training.task import OptimizerSettings, Task
+
+logger = logging.getLogger("vlae.training")
+
+
+@dataclass
+class DataSettings:
+    """Which images, and how they come.
+
+    Attributes:
+        name: one of `vlae.data.names()`.
+        root: where the files are; None looks in $VLAE_DATA and the download cache.
+        binarize: None, "static", "dynamic" or "threshold".
+        batch_size: images per training step.
+        split: what to train on: "train", or "train+validation" for a final run.
+        options: further arguments of the data set, such as path, crop and crops_per_epoch of "folder".
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    binarize: str | None = None
+    batch_size: int = 128
+    split: str = "train"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def load(self, split: str) -> data.ImageDataset:
+        """The images of a split."""
+        return data.load(self.name, split, root=self.root, binarize=self.binarize, **self.options)
+
+
+@dataclass
+class TrainerSettings:
+    """How long, how fast, on what.
+
+    Attributes:
+        max_epochs: passes over the training set.
+        precision: "auto" (bf16 where the hardware multiplies it natively), "32-true", "bf16-mixed" or "64-true".
+        compile: compile the networks; falls back, saying so, where no compiler is found.
+        ema_decay: of the averaged weights; 0 switches averaging off.
+        gradient_clip: the gradient's norm is cut to this.
+        early_stopping: stop after so many epochs without a better validation bound; 0 never does.
+        max_bad_steps: stop after so many steps in a row with a NaN or infinite loss or gradient.
+        accelerator, devices, num_nodes, strategy: Lightning's.
+        progress_bar: show one.
+    """
+
+    max_epochs: int = 20
+    precision: str = "auto"
+    compile: bool = False
+    ema_decay: float = 0.998
+    gradient_clip: float = 100.0
+    early_stopping: int = 0
+    max_bad_steps: int = 20
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_epochs < 1:
+            raise VlaeError(f"trainer.max_epochs must be at least 1; got {self.max_epochs}")
+        if not 0 <= self.ema_decay < 1:
+            raise VlaeError(f"trainer.ema_decay must be in [0, 1); got {self.ema_decay}")
+        known = ("auto", "32-true", "bf16-mixed", "64-true")
+        if self.precision not in known:
+            raise VlaeError(f"trainer.precision must be one of {', '.join(known)}; got {self.precision!r}")
+
+
+@dataclass
+class RunSettings:
+    """Where the run goes.
+
+    Attributes:
+        name: the run's directory; None takes the configuration's name.
+        root: the directory of all runs.
+        overwrite: replace a run of that name.
+    """
+
+    name: str | None = None
+    root: str = "outputs"
+    overwrite: bool = False
+
+
+def train(
+    model: LatentVariableModel,
+    objective: Objective,
+    optimizer: OptimizerSettings,
+    data: DataSettings,
+    trainer: TrainerSettings,
+    directory: Path,
+    config: str,
+    seed: int = 0,
+    resume: bool = False,
+) -> Path:
+    """Trains a model into a run directory and returns the directory of the saved model, its best averaged weights.
+
+    Args:
+        model: new, built for the images of `data`.
+        objective: what to minimise.
+        optimizer, data, trainer: settings.
+        directory: the run's; see the module's text for what it holds.
+        config: the whole configuration as YAML, kept in the run.
+        seed: of the data's order, and of all noise in training.
+        resume: go on from `ckpts/last.ckpt`, bit for bit as if there had been no stop.
+    """
+    training, validation = data.load(data.split), data.load("validation")
+    check_fit(model, training)
+    last = directory / "ckpts" / "last.ckpt"
+    if resume and not last.is_file():
+        raise VlaeError(f"nothing to resume: {last} does not exist; train without --resume")
+    (directory / "logs").mkdir(parents=True, exist_ok=True)
+    write_text(directory / "config.yaml", config)
+    model.metadata = {"data": asdict(data), "protocol": training.protocol}
+    batches = _batches(training, data.batch_size, seed)
+    if not resume:
+        torch.manual_seed(seed)
+        model.initialise(next(iter(_batches(training, data.batch_size, seed))).images)
+    model.to(memory_format=torch.channels_last)
+    task = Task(model, objective, optimizer, seed, trainer.gradient_clip, trainer.max_bad_steps)
+    checkpoints = ModelCheckpoint(
+        directory / "ckpts",
+        filename="best",
+        monitor="validation/elbo",
+        mode="max",
+        save_last=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    with log_to(directory / "logs" / "train.log"), quiet():
+        engine = _engine(trainer, directory, checkpoints)
+        logger.info(
+            f"training {type(model).__name__} with {sum(p.numel() for p in model.parameters()):,} parameters on "
+            f"{training.protocol}; {engine.precision}, run {directory}"
+        )
+        engine.fit(
+            task,
+            batches,
+            data_loader(validation, data.batch_size),
+            ckpt_path=str(last) if resume else None,
+            weights_only=True if resume else None,
+        )
+    return export(directory)
+
+
+def _batches(dataset: data.ImageDataset, batch_size: int, seed: int) -> data.Batches:
+    return data.Batches(dataset, min(batch_size, len(dataset)), shuffle=True, seed=seed, drop_last=True)
+
+
+def data_loader(dataset: data.ImageDataset, batch_size: int) -> data.Batches:
+    """Batches for evaluation: all images once, in order."""
+    return data.Batches(dataset, min(batch_size, len(dataset)))
+
+
+def _engine(settings: TrainerSettings, directory: Path, checkpoints: ModelCheckpoint) -> pl.Trainer:
+    """Lightning's trainer with this package's callbacks."""
+    accelerator = settings.accelerator
+    device = torch.device("cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
+    precision = best_precision(device) if settings.precision == "auto" else settings.precision
+    callbacks: list[pl.Callback] = [EpochReport(directory / "logs" / "metrics.csv"), checkpoints, LearningRateMonitor()]
+    if settings.ema_decay:
+        callbacks.append(AveragedWeights(settings.ema_decay))
+    if settings.compile and can_compile(device):
+        callbacks.append(CompiledTraining())
+    elif settings.compile:
+        logger.warning("no C++ compiler was found, so the networks are not compiled: training is slower, not different")
+    if settings.early_stopping:
+        callbacks.append(EarlyStopping("validation/elbo", mode="max", patience=settings.early_stopping))
+    if settings.progress_bar:
+        callbacks.append(RichProgressBar())
+    return pl.Trainer(
+        max_epochs=settings.max_epochs,
+        precision=precision,  # type: ignore[arg-type]
+        accelerator=accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=settings.strategy,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(directory, name="logs", version=""),
+        enable_progress_bar=settings.progress_bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+    )
+
+
+def check_fit(model: LatentVariableModel, dataset: data.ImageDataset) -> None:
+    """Refuses a model whose likelihood has other levels than the data."""
+    levels, expected = dataset.effective_levels, model.likelihood.levels
+    if expected is not None and levels != expected:
+        advice = "set data.binarize=dynamic" if expected == 2 else f"set model.likelihood_options.levels={levels}"
+        if levels == 2:
+            advice = "set model.likelihood=bernoulli"
+        raise VlaeError(
+            f"the likelihood {type(model.likelihood).__name__} has {expected} levels and {dataset.name} has {levels}: {advice}"
+        )
+
+
+def export(directory: Path) -> Path:
+    """Saves the best checkpoint's averaged weights as `<run>/model` and returns that path."""
+    best = directory / "ckpts" / "best.ckpt"
+    if not best.is_file():
+        raise VlaeError(f"{directory} has no finished epoch ({best} is missing): train it, or --resume it")
+    checkpoint = read_checkpoint(best)
+    about = checkpoint["vlae"]
+    model = build(about["model"], about["arguments"])
+    prefix = "model."
+    state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    dtype = next(v.dtype for v in state.values() if v.is_floating_point())
+    model.to(dtype).load_state_dict(state)
+    model.metadata = {**about["metadata"], "epochs": checkpoint["epoch"] + 1, "steps": checkpoint["global_step"]}
+    return model.save_pretrained(directory / "model")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A Lightning checkpoint of this package, read without unpickling code."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if not {"vlae", "state_dict", "epoch", "global_step"} <= checkpoint.keys():
+            raise KeyError("vlae")
+    except Exception as error:  # torch.load raises many kinds for damaged files
+        raise VlaeError(f"{path} is not a whole checkpoint of vlae ({type(error).__name__}): train again") from None
+    return checkpoint
+
+
+def prepare_directory(settings: RunSettings, default_name: str, resume: bool) -> Path:
+    """The run's directory; an existing run is kept unless it is to be resumed or overwritten."""
+    directory = Path(settings.root) / (settings.name or default_name)
+    if resume or not directory.exists():
+        return directory
+    if settings.overwrite:
+        if not (directory / "config.yaml").is_file() and any(directory.iterdir()):
+            raise VlaeError(f"{directory} is not a run, so it is not overwritten: choose another --run.name")
+        shutil.rmtree(directory)
+        return directory
+    raise VlaeError(
+        f"the run {directory} exists: continue it with --resume, replace it with --run.overwrite true, "
+        "or choose another --run.name"
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Copies this package's log lines to a file as well as to the console."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("vlae")
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Lightning's hints about loaders, loggers and hardware out of the way."""
+    names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning.*")
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,218 @@
+"""One training step and one validation pass, as a Lightning module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from vlae.data import Batch
+from vlae.errors import VlaeError
+from vlae.evaluation import LatentStatistics, keyed_generators
+from vlae.models.base import Bound, LatentVariableModel
+from vlae.objectives import Objective
+
+
+class OptimizerSettings:
+    """How the weights move.
+
+    Args:
+        name: "adam", "adamw" or "adamax" (the paper's).
+        lr: the highest learning rate.
+        warmup_steps: steps of a linear rise to it.
+        schedule: after the warm-up: "constant", "cosine" (to `final_lr` at the end of training) or "plateau" (halved when
+            the validation bound has not improved for `patience` epochs).
+        final_lr: where the cosine ends, as a fraction of lr.
+        patience: epochs, for "plateau".
+        weight_decay: of the optimiser.
+        betas: of the optimiser.
+    """
+
+    def __init__(
+        self,
+        name: str = "adamax",
+        lr: float = 2e-3,
+        warmup_steps: int = 0,
+        schedule: str = "cosine",
+        final_lr: float = 0.0,
+        patience: int = 5,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ):
+        kinds: dict[str, Callable[..., Optimizer]] = {
+            "adam": torch.optim.Adam,
+            "adamw": torch.optim.AdamW,
+            "adamax": torch.optim.Adamax,
+        }
+        if name not in kinds:
+            raise VlaeError(f"optimizer.name must be one of {', '.join(kinds)}; got {name!r}")
+        if schedule not in ("constant", "cosine", "plateau"):
+            raise VlaeError(f"optimizer.schedule must be 'constant', 'cosine' or 'plateau'; got {schedule!r}")
+        if not lr > 0:
+            raise VlaeError(f"optimizer.lr must be positive; got {lr}")
+        self.lr, self.schedule, self.patience = lr, schedule, patience
+        self.warmup_steps, self.final_lr = warmup_steps, final_lr
+        self.make = partial(kinds[name], lr=lr, weight_decay=weight_decay, betas=tuple(betas), foreach=True)
+
+    def factor(self, step: int, total: int) -> float:
+        """The learning rate at a step of `total`, as a fraction of `lr`."""
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.schedule != "cosine":
+            return warmup
+        share = min(max(step - self.warmup_steps, 0) / max(total - self.warmup_steps, 1), 1.0)
+        return warmup * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+class BadStepGuard:
+    """Counts steps whose loss or gradient is NaN or infinite, and stops training after `limit` of them in a row."""
+
+    def __init__(self, limit: int):
+        self.limit, self.total, self.in_a_row = limit, 0, 0
+
+    def good(self) -> None:
+        """A step that could be taken."""
+        self.in_a_row = 0
+
+    def bad(self, step: int, lr: float) -> None:
+        """A step that was skipped; raises at the limit."""
+        self.total += 1
+        self.in_a_row += 1
+        if self.in_a_row >= self.limit:
+            raise VlaeError(
+                f"training stopped at step {step}: the loss or its gradient was NaN or infinite in {self.in_a_row} steps "
+                f"in a row; lower optimizer.lr (now {lr:g}), add optimizer.warmup_steps, lower trainer.gradient_clip or "
+                "set trainer.precision=32-true, then --resume from the last checkpoint"
+            )
+
+
+class Task(pl.LightningModule):
+    """Trains a model under an objective. Its validation is of the model's own bound, whatever the objective.
+
+    The noise of a step is a function of (seed, epoch, batch) alone, so that a resumed run repeats the original bit for bit
+    without any stored generator state.
+    """
+
+    def __init__(
+        self,
+        model: LatentVariableModel,
+        objective: Objective,
+        optimizer: OptimizerSettings,
+        seed: int = 0,
+        gradient_clip: float = 100.0,
+        max_bad_steps: int = 20,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.objective, self.settings = model, objective, optimizer
+        self.seed, self.gradient_clip = seed, gradient_clip
+        self.guard = BadStepGuard(max_bad_steps)
+        self.training_terms: list[Tensor] = []
+        self.validation_terms: list[Tensor] = []
+        self.statistics = LatentStatistics()
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser and its per-step schedule; a plateau schedule is stepped after validation."""
+        optimizer = self.settings.make(self.model.parameters())
+        total = int(self.trainer.estimated_stepping_batches)
+        schedules: list[Any] = [LambdaLR(optimizer, partial(self.settings.factor, total=total))]
+        if self.settings.schedule == "plateau":
+            schedules.append(ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=self.settings.patience))
+        return [optimizer], schedules
+
+    @property
+    def progress(self) -> float:
+        """How much of the training is done, 0 to 1."""
+        return min(self.global_step / max(int(self.trainer.estimated_stepping_batches), 1), 1.0)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step, or none where it would do harm."""
+        torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
+        optimizer: Any = self.optimizers()
+        bound = self.model.elbo(batch.images.contiguous(memory_format=torch.channels_last))
+        loss = self.objective(bound, self.progress)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip, foreach=True)
+        if not torch.isfinite(loss + norm):
+            self.guard.bad(self.global_step, self.settings.lr)
+            return
+        self.guard.good()
+        optimizer.step()
+        schedulers: Any = self.lr_schedulers()
+        (schedulers[0] if isinstance(schedulers, list) else schedulers).step()
+        self.objective.update(bound)
+        self.training_terms.append(terms_of(bound))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The bound of a batch, with noise keyed by image."""
+        bound = self.model.elbo(batch.images, generator=keyed_generators(batch.indices.tolist(), self.seed))
+        noise_means = self.model.prior().noise_of(self.model.encode(batch.images).mean)
+        self.statistics.add(bound.rate_per_dimension, noise_means)
+        self.validation_terms.append(terms_of(bound))
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts the validation's sums."""
+        self.validation_terms, self.statistics = [], LatentStatistics()
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs validation means."""
+        metrics = mean_terms("validation", self.validation_terms)
+        metrics["validation/active_units"] = float(self.statistics.active_units)
+        self.log_dict(metrics, sync_dist=True)
+
+    def on_train_epoch_start(self) -> None:
+        """Starts the epoch's sums."""
+        self.training_terms = []
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the epoch's training metrics and steps a plateau schedule."""
+        self.log_dict(self.training_metrics())
+        schedulers: Any = self.lr_schedulers()
+        if isinstance(schedulers, list):
+            schedulers[1].step(self.trainer.callback_metrics["validation/elbo"])
+
+    def training_metrics(self) -> dict[str, float]:
+        """Means over the epoch's training steps, the learning rate, and the number of steps skipped so far."""
+        optimizer: Any = self.optimizers()
+        extra = {"train/lr": float(optimizer.param_groups[0]["lr"]), "train/bad_steps": float(self.guard.total)}
+        return {**mean_terms("train", self.training_terms), **extra}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what is needed to rebuild the model without a configuration, and the count of bad steps."""
+        checkpoint["vlae"] = {
+            "model": type(self.model).__name__,
+            "arguments": self.model.config,
+            "metadata": self.model.metadata,
+            "bad_steps": self.guard.total,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the count of bad steps back."""
+        self.guard.total = checkpoint["vlae"]["bad_steps"]
+
+
+def step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
+    """A seed for one training step, distinct over steps and ranks (a hash would do no better)."""
+    return (((seed * 1_000_003 + epoch) * 1_000_003 + batch) * 1_009 + rank) % 2**63
+
+
+def terms_of(bound: Bound) -> Tensor:
+    """Sums of distortion and rate over a batch, and its size, [3], detached."""
+    terms = torch.stack([bound.distortion.sum(), bound.rate.sum()]).detach().double()
+    return torch.cat([terms, terms.new_tensor([len(bound.rate)])])
+
+
+def mean_terms(stage: str, terms: list[Tensor]) -> dict[str, float]:
+    """Means per image of distortion, rate and the bound over batches, named `<stage>/...`; empty without batches."""
+    if not terms:
+        return {}
+    distortion, rate, count = torch.stack(terms).sum(0).tolist()
+    means = {"distortion": distortion / count, "rate": rate / count, "elbo": -(distortion + rate) / count}
+    return {f"{stage}/{name}": value for name, value in means.items()}
