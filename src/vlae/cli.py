@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
 import re
 import sys
@@ -88,37 +89,44 @@ def help_text() -> str:
 # -- parsing ----------------------------------------------------------------------------------------------------------
 
 
-def parse(parser: Any, words: list[str]) -> Any:
-    """Parses with jsonargparse; what it refuses becomes one line that names the key, the file and what was expected."""
+def parse(parser: Any, words: list[str], flags: Sequence[str] = ()) -> Any:
+    """Parses with jsonargparse; what it refuses becomes one line that names the key and what was expected.
+
+    `flags` are options that may stand without a value, which means true: --resume.
+    """
     from jsonargparse import ArgumentError
 
-    # A bare flag at the end or before another option is a yes: --resume.
-    words = [word if word != "--resume" else "--resume=true" for word in words]
+    words = [f"{word}=true" if word in flags else word for word in words]
     try:
         return parser.parse_args(words)
     except (ArgumentError, TypeError, ValueError) as error:
-        raise VlaeError(explain(str(error), parser, words)) from None
+        files = [value for option, value in itertools.pairwise(words) if option == "--config"]
+        where = f" (in {files[-1]} or on the command line)" if files else ""
+        raise VlaeError(explain(str(error), parser) + where) from None
 
 
-def explain(message: str, parser: Any, words: list[str]) -> str:
-    """Shortens jsonargparse's message and adds the nearest known key and the configuration file."""
+def explain(message: str, parser: Any) -> str:
+    """Shortens jsonargparse's message to its cause, and adds the nearest known key.
+
+    Example:
+        >>> explain("Key 'trainer.max_epoch' is not expected", train_parser())
+        "Key 'trainer.max_epoch' is not expected; did you mean 'max_epochs'?"
+    """
     text = " ".join(message.split())
-    text = re.sub(r"Parser key \"([^\"]+)\": ", r"\1: ", text)
-    text = re.sub(r"Does not validate against any of the Union subtypes.*?Errors: ?", "", text)
-    for word in re.findall(r"[\"'](?:--)?([\w.]+)[\"'] is not expected|Unrecognized arguments: --([\w.]+)", text)[:1]:
-        wrong = (word[0] or word[1]).split(".")[-1]
-        known = {action.dest.split(".")[-1] for action in parser._actions} | set(_model_keys())
-        close = difflib.get_close_matches(wrong, known, n=1)
+    # jsonargparse tries every reading of an optional subclass; those after the first say nothing.
+    text = re.sub(r" - Expected a <class 'NoneType'>.*|Given value type: .*", "", text).strip()
+    text = re.sub(r"Does not validate against any of the Union subtypes.*?Errors: (?:- )?", "", text)
+    text = text.replace("Parser key ", "").replace("Problem with given class_path ", "in ").replace(": - ", ": ")
+    unknown = re.search(r"(?:Option|Key|key|arguments:) ['\"-]*([\w.]+)['\"]?(?: is not|$| )", text)
+    if unknown and re.search("not accepted|not expected|nrecognized", text):
+        names = {action.dest.rsplit(".", 1)[-1]: None for action in parser._actions} | dict.fromkeys(model_options())
+        close = difflib.get_close_matches(unknown[1].rsplit(".", 1)[-1], names, n=1)
         text += f"; did you mean {close[0]!r}?" if close else ""
-    files = [
-        w.split("=", 1)[-1] if "=" in w else v
-        for w, v in zip(words, [*words[1:], ""], strict=True)
-        if w.startswith("--config")
-    ]
-    return f"{text[:400]}{f' (in {files[0]} or the command line)' if files else ''}"
+    return text[:500]
 
 
-def _model_keys() -> list[str]:
+def model_options() -> list[str]:
+    """The constructor arguments of all models."""
     import inspect
 
     from vlae.models import VAE, VLAE
@@ -142,7 +150,7 @@ def find_config(name: str) -> Path:
 def _parser(name: str) -> Any:
     from jsonargparse import ArgumentParser
 
-    return ArgumentParser(prog=f"vlae {name}", description=COMMANDS[name][1], exit_on_error=False)
+    return ArgumentParser(prog=f"vlae {name}", description=COMMANDS[name][1], exit_on_error=False, allow_abbrev=False)
 
 
 # -- train ------------------------------------------------------------------------------------------------------------
@@ -159,7 +167,7 @@ def train_parser() -> Any:
 
     parser = _parser("train")
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file, or the name of a shipped configuration")
-    parser.add_subclass_arguments(LatentVariableModel, "model", skip={"image_shape"}, required=True)
+    parser.add_subclass_arguments(LatentVariableModel, "model", skip={"image_shape"}, required=False)
     parser.add_class_arguments(DataSettings, "data")
     parser.add_subclass_arguments(Objective, "objective", default={"class_path": "vlae.objectives.ELBO"})
     parser.add_class_arguments(OptimizerSettings, "optimizer")
@@ -174,7 +182,7 @@ def train(words: list[str]) -> int:
     """Trains one configuration into a run directory."""
     parser = train_parser()
     words, config_name = _resolve_config(words)
-    settings = parse(parser, words)
+    settings = parse(parser, words, flags=["--resume"])
     if settings.get("model") is None:
         raise VlaeError("no model: give --config NAME (mnist, digits, ...) or --model VLAE")
     from jsonargparse import Namespace
@@ -183,15 +191,15 @@ def train(words: list[str]) -> int:
     from vlae.training import run
 
     model_settings, settings_without_model = settings.pop("model"), settings
-    text = parser.dump(Namespace(**{**vars(settings_without_model), "model": model_settings}), skip_none=False)
+    text = parser.dump(Namespace(**{**vars(settings_without_model), "model": model_settings}), skip_unset=False)
     try:
-        objects = parser.instantiate_classes(settings_without_model)
+        objects = parser.instantiate(settings_without_model)
     except TypeError as error:
         raise VlaeError(str(error)) from None
     import torch
 
     data: run.DataSettings = objects.data
-    directory = run.prepare_directory(objects.run, config_name or data.name, settings.resume)
+    directory = run.choose_directory(objects.run, config_name or data.name, settings.resume)
     torch.manual_seed(settings.seed)
     arguments = dict(model_settings.init_args.as_dict(), image_shape=data.load(data.split).image_shape)
     model = build(model_settings.class_path.rsplit(".", 1)[-1], arguments)
@@ -215,12 +223,10 @@ def train(words: list[str]) -> int:
 
 def _resolve_config(words: list[str]) -> tuple[list[str], str | None]:
     """Replaces configuration names by their files, and returns the last one's name."""
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     resolved, name = list(words), None
     for i, word in enumerate(words):
-        if word.startswith("--config="):
-            path = find_config(word.split("=", 1)[1])
-            resolved[i], name = f"--config={path}", path.stem
-        elif word == "--config":
+        if word == "--config":
             if i + 1 == len(words):
                 raise VlaeError("--config needs a YAML file or a configuration's name")
             path = find_config(words[i + 1])
@@ -299,7 +305,7 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument(
         "--check", type=bool, default=False, help="compare with the model's expected numbers; exit 1 if off"
     )
-    settings = parse(parser, [w if w != "--check" else "--check=true" for w in words])
+    settings = parse(parser, words, flags=["--check", "--double"])
     from vlae.evaluation import report
 
     model, directory = choose_model(settings)

@@ -7,3 +7,9 @@ class VlaeError(ValueError):
     A subclass of `ValueError`, so that library users need no import to catch it. The command line prints it as one
     line and exits with code 2; anything else is a bug and keeps its traceback.
     """
+
+
+def require_positive(name: str, *numbers: int) -> None:
+    """Refuses sizes under 1 and anything but integers, naming the argument that they came from."""
+    if any(not isinstance(number, int) or number < 1 for number in numbers):
+        raise VlaeError(f"{name} must be 1 or more; got {', '.join(map(str, numbers))}")

@@ -15,7 +15,7 @@ from vlae.errors import VlaeError
 
 
 class Autoregressive(Distribution):
-    """p(x|z) = prod over sub-pixels of p(x_k | the earlier ones in the window, z): batch shape [B], event shape [C, H, W].
+    """p(x|z) = prod over sub-pixels of p(x_k | earlier ones in the window, z): batch shape [B], event shape [C, H, W].
 
     Args:
         network: maps x [B, C, H, W] and the context to parameters [B, C, P, H, W]; has a `receptive_field`.

@@ -1,7 +1,7 @@
 """Likelihoods p(x|z): what the numbers that a decoder puts out mean for each sub-pixel.
 
-A likelihood is a small module: called with parameters [..., P] it gives an element-wise distribution [...] over values in
-[0, 1], and `check` refuses images that it gives no mass to. `Factorised` and
+A likelihood is a small module: called with parameters [..., P] it gives an element-wise distribution [...] over values
+in [0, 1], and `check` refuses images that it gives no mass to. `Factorised` and
 `vlae.distributions.autoregressive.Autoregressive` make distributions over whole images of it.
 """
 
@@ -127,7 +127,10 @@ class PixelGaussian(Pixelwise):
 
 
 class Likelihood(nn.Module):
-    """The base of likelihoods. `parameters`: numbers needed per sub-pixel; `levels`: how many values, None if continuous."""
+    """The base of likelihoods.
+
+    `parameters_per_value` numbers are needed per sub-pixel; `levels` is how many values there are, None if continuous.
+    """
 
     parameters_per_value: int = 1
     levels: int | None = None
@@ -235,11 +238,14 @@ class Factorised(Distribution):
         if uniforms is None:
             like = self.pixels.mean
             uniforms = rand(sample_shape, like.shape[0], self.event_shape, generator, like)
+        elif uniforms.shape != (*sample_shape, *self.batch_shape, *self.event_shape):
+            expected = [*sample_shape, *self.batch_shape, *self.event_shape]
+            raise VlaeError(f"uniforms must be one per sub-pixel, {expected}; got {list(uniforms.shape)}")
         return self.pixels.icdf(uniforms)
 
 
 def make_likelihood(name: str, **options: Any) -> Likelihood:
-    """The likelihood of that name ("bernoulli", "categorical", "gaussian"); options that it does not take are refused."""
+    """The likelihood of that name ("bernoulli", "categorical", "gaussian"); refuses options that it does not take."""
     kinds: dict[str, type[Likelihood]] = {
         "bernoulli": Bernoulli,
         "categorical": Categorical,
@@ -247,7 +253,10 @@ def make_likelihood(name: str, **options: Any) -> Likelihood:
     }
     if name not in kinds:
         raise VlaeError(f"unknown likelihood {name!r}: choose one of {', '.join(kinds)}")
-    return kinds[name](**options)
+    try:
+        return kinds[name](**options)
+    except TypeError as error:
+        raise VlaeError(f"likelihood_options do not fit the likelihood {name!r}: {error}") from None
 
 
 def _range(x: Tensor) -> str:

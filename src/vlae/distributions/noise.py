@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vlae.errors import VlaeError
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -41,6 +43,6 @@ def _draw(
         device = like.device if generator is None else generator.device
         return draw(full, generator=generator, device=device, dtype=like.dtype).to(like.device)
     if len(generator) != batch:
-        raise ValueError(f"one generator per image is needed: got {len(generator)} for a batch of {batch}")
+        raise VlaeError(f"one generator per image is needed: got {len(generator)} for a batch of {batch}")
     each = [draw((*sample_shape, *shape), generator=g, device=g.device, dtype=like.dtype) for g in generator]
     return torch.stack(each, dim=len(sample_shape)).to(like.device)

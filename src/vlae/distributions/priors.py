@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Normal, constraints
 
 from vlae.distributions.noise import Generators, randn
 from vlae.distributions.scan import Dimensions, Visit
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, require_positive
 
 
 class StandardNormal(Distribution):
@@ -72,8 +72,8 @@ class StandardNormal(Distribution):
 class FlowPrior(Distribution):
     """The distribution of z = f(eps), eps ~ N(0, I), for autoregressive steps that map z to eps in parallel.
 
-    log p(z) = log N(eps; 0, I) + log |det d eps / d z| (Chen et al. 2017, section 3.2), eps = f^-1(z) in one pass; sampling
-    goes through the dimensions one by one.
+    log p(z) = log N(eps; 0, I) + log |det d eps / d z| (Chen et al. 2017, section 3.2), eps = f^-1(z) in one pass;
+    sampling goes through the dimensions one by one.
     """
 
     arg_constraints: dict = {}
@@ -99,7 +99,7 @@ class FlowPrior(Distribution):
         return self._to_noise(z)[0]
 
     def log_prob_per_dimension(self, z: Tensor) -> Tensor:
-        """Each dimension's share log N(eps_i) + (its part of the log-determinant), nats, [..., D]; sums to `log_prob`."""
+        """Each dimension's log N(eps_i) + its share of the log-determinant, nats, [..., D]; sums to `log_prob`."""
         eps, share = self._to_noise(z)
         return -0.5 * eps**2 - 0.5 * math.log(2 * math.pi) + share
 
@@ -183,6 +183,9 @@ class AutoregressiveFlowPrior(nn.Module):
         super().__init__()
         if order not in ("reversed", "same"):
             raise VlaeError(f"flow_order must be 'reversed' or 'same'; got {order!r}")
+        require_positive("latent_dim", latent_dim)
+        if hidden:
+            require_positive("flow_hidden", *hidden)
         if affine:
             univariate, shapes = zuko.transforms.MonotonicAffineTransform, [(), ()]
         else:

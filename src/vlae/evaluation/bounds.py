@@ -19,7 +19,8 @@ Batch = tuple[Tensor, Sequence[int]]  # images [B, C, H, W] and their positions 
 
 def keyed_generators(indices: Iterable[int], seed: int, stream: int = 0) -> list[torch.Generator]:
     """One CPU generator per image, seeded by the image's position: its noise does not depend on the batch it is in."""
-    return [torch.Generator().manual_seed((seed * 1_000_003 + stream) * 100_000_007 + int(i)) for i in indices]
+    first = (seed * 1_000_003 + stream) * 100_000_007
+    return [torch.Generator().manual_seed((first + int(i)) % 2**63) for i in indices]
 
 
 class LogMeanExp:
@@ -111,6 +112,8 @@ def evaluate(
         chunk: images decoded at a time for the NLL.
         progress: called with the stage's name and the number of images done.
     """
+    if nll_samples < 0 or (nll_images is not None and nll_images < 1):
+        raise VlaeError(f"nll_samples must be 0 or more and nll_images 1 or more; got {nll_samples} and {nll_images}")
     with model.evaluating():
         distortions, rates, codes = [], [], []
         statistics = LatentStatistics()

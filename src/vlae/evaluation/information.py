@@ -14,7 +14,7 @@ ACTIVE_VARIANCE = 0.01
 class LatentStatistics:
     """Streaming statistics of the code over a data set: rate per dimension and the variance of the posterior means.
 
-    The means are those of the noise eps = f^-1(mean) where the prior is a flow, whose dimensions are the independent ones.
+    Where the prior is a flow, the means are those of the noise eps = f^-1(mean), whose dimensions are independent.
     """
 
     def __init__(self) -> None:

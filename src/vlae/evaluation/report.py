@@ -65,9 +65,8 @@ def compare(result: Evaluation, expected: dict[str, float]) -> int:
     for name in ("distortion", "rate", "negative_elbo", "nll"):
         difference = abs(getattr(result, name) - expected[name])
         failed |= not difference <= TOLERANCE
-        print(
-            f"{name:14s} obtained {getattr(result, name):.4f}  expected {expected[name]:.4f}  differs by {difference:.4f}"
-        )
+        obtained = getattr(result, name)
+        print(f"{name:14s} obtained {obtained:.4f}  expected {expected[name]:.4f}  differs by {difference:.4f}")
     print(f"check {'FAILED' if failed else 'passed'}: tolerance {TOLERANCE} nats")
     return int(failed)
 

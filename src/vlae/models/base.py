@@ -73,7 +73,7 @@ class LatentVariableModel(Savable):
         raise NotImplementedError
 
     def initialise(self, x: Tensor) -> None:
-        """Sets what depends on data from one batch of images x [B, C, H, W], before training; most models need nothing."""
+        """Sets what depends on data from one batch of images x [B, C, H, W], before training; most need nothing."""
 
     def elbo(self, x: Tensor, analytic: bool = True, generator: Generators = None) -> Bound:
         """The bound on log p(x) of images x [B, C, H, W], with one z per image.
@@ -93,19 +93,21 @@ class LatentVariableModel(Savable):
     def log_weights(self, x: Tensor, samples: int, generator: Generators = None, chunk: int = 512) -> Iterator[Tensor]:
         """log w_k = log p(x|z_k) + log p(z_k) - log q(z_k|x), z_k ~ q(z|x), in chunks [k, B] that add up to `samples`.
 
-        The encoder runs once; about `chunk` images are decoded at a time. The noise is drawn at once, so that the weights
-        do not depend on the chunk.
+        The encoder runs once; about `chunk` images are decoded at a time. The noise is drawn at once, so that the
+        weights do not depend on the chunk.
         """
         if samples < 1:
             raise VlaeError(f"samples must be at least 1; got {samples}")
         self.check(x)
         q, prior = self.encode(x), self.prior()
-        for z in q.rsample((samples,), generator).split(max(1, chunk // len(x))):
+        for z in q.rsample((samples,), generator).split(max(1, chunk // max(1, len(x)))):
             decoded = self.decode(z.flatten(0, 1)).log_prob(x.repeat(len(z), 1, 1, 1)).unflatten(0, z.shape[:2])
             yield decoded + prior.log_prob(z) - q.log_prob(z)
 
     def log_likelihood(self, x: Tensor, samples: int = 1000, generator: Generators = None, chunk: int = 512) -> Tensor:
         """Importance-weighted lower bound on log p(x), log (1/K) sum_k w_k, in nats, [B] (Burda et al. 2016).
+
+        The model is in eval mode inside, whatever mode it is in.
 
         Args:
             x: images [B, C, H, W].
@@ -114,9 +116,10 @@ class LatentVariableModel(Savable):
             chunk: how many images to decode at a time: memory, not the result.
         """
         total: Tensor | None = None
-        for weights in self.log_weights(x, samples, generator, chunk):
-            part = weights.logsumexp(0)
-            total = part if total is None else torch.logaddexp(total, part)
+        with self.evaluating():
+            for weights in self.log_weights(x, samples, generator, chunk):
+                part = weights.logsumexp(0)
+                total = part if total is None else torch.logaddexp(total, part)
         assert total is not None
         return total - math.log(samples)
 
@@ -136,6 +139,12 @@ class LatentVariableModel(Savable):
             pixel_temperature: sharpens each sub-pixel's distribution.
             generator: the source of all noise.
         """
+        if count < 1:
+            raise VlaeError(f"count must be at least 1; got {count}")
+        if temperature < 0 or not pixel_temperature > 0:
+            raise VlaeError(
+                f"temperatures must be positive; got {temperature} (prior) and {pixel_temperature} (pixels)"
+            )
         with self.evaluating():
             z = self.prior().sample((count,), generator=generator, temperature=temperature)
             return self.decode(z, pixel_temperature).sample(generator=generator).clamp(0, 1)
@@ -155,23 +164,31 @@ class LatentVariableModel(Savable):
             raise VlaeError(f"expected images of shape [B, {', '.join(map(str, self.image_shape))}]; got {got}")
         if not x.is_floating_point():
             raise VlaeError(f"expected floating-point images in [0, 1]; got {x.dtype}: divide by the highest level")
+        parameter = next(self.parameters(), x)
+        if x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise VlaeError(
+                f"the images are {x.dtype} and the model is {parameter.dtype}: convert one of them with .to()"
+            )
         self.likelihood.check(x)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Eval mode inside, the former mode afterwards: sampling never updates or uses batch statistics."""
-        training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             yield
         finally:
-            self.train(training)
+            for module, training in modes:  # one by one: parts may have been frozen in eval mode
+                module.training = training
 
 
 def check_sizes(image_shape: Sequence[int], latent_dim: int) -> ImageShape:
     """The image shape as a tuple; refuses shapes and latent sizes that no model can have."""
-    if len(image_shape) != 3 or any(not isinstance(n, int) or n < 1 for n in image_shape):
+    if not isinstance(image_shape, Sequence) or len(image_shape) != 3:
+        raise VlaeError(f"image_shape must be three positive integers (C, H, W); got {image_shape}")
+    if any(not isinstance(n, int) or n < 1 for n in image_shape):
         raise VlaeError(f"image_shape must be three positive integers (C, H, W); got {tuple(image_shape)}")
-    if latent_dim < 1:
+    if not isinstance(latent_dim, int) or latent_dim < 1:
         raise VlaeError(f"latent_dim must be at least 1; got {latent_dim} (a model without z is a plain PixelCNN)")
     return (image_shape[0], image_shape[1], image_shape[2])

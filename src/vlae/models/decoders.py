@@ -37,7 +37,7 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, in_features: int, image_shape: ImageShape, widths: Sequence[int] = (32, 64)):
         super().__init__()
-        sizes = sizes_of(image_shape, len(widths))
+        sizes = sizes_of(image_shape, widths)
         channels = widths[-1]
         layers: list[nn.Module] = [
             nn.Linear(in_features, channels * sizes[-1][0] * sizes[-1][1]),
@@ -64,7 +64,7 @@ class ResNetDecoder(nn.Module):
         hidden: int = 450,
     ):
         super().__init__()
-        sizes = sizes_of(image_shape, len(widths))
+        sizes = sizes_of(image_shape, widths)
         channels, (height, width) = widths[-1], sizes[-1]
         self.head = nn.Sequential(
             nn.Linear(in_features, hidden),

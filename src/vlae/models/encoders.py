@@ -6,14 +6,18 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, require_positive
 from vlae.nn.residual import ResidualBlock, downsample, halved
 
 ImageShape = tuple[int, int, int]
 
 
-def sizes_of(image_shape: ImageShape, stages: int) -> list[tuple[int, int]]:
+def sizes_of(image_shape: ImageShape, widths: Sequence[int]) -> list[tuple[int, int]]:
     """The image size before each stride-2 stage and after the last; refuses stages that have nothing left to halve."""
+    stages = len(widths)
+    if not stages:
+        raise VlaeError("the encoder needs at least one stride-2 stage: give one width or more")
+    require_positive("the widths of the encoder", *widths)
     sizes = [(image_shape[1], image_shape[2])]
     for _ in range(stages):
         if max(sizes[-1]) == 1:
@@ -29,6 +33,8 @@ class MLPEncoder(nn.Module):
 
     def __init__(self, image_shape: ImageShape, out_features: int, widths: Sequence[int] = (400,)):
         super().__init__()
+        if widths:
+            require_positive("the widths of the encoder", *widths)
         channels, height, width = image_shape
         layers: list[nn.Module] = [nn.Flatten()]
         features = channels * height * width
@@ -49,7 +55,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = image_shape[0]
-        height, width = sizes_of(image_shape, len(widths))[-1]
+        height, width = sizes_of(image_shape, widths)[-1]
         for maps in widths:
             layers += [downsample(channels, maps), nn.BatchNorm2d(maps), nn.ELU()]
             channels = maps
@@ -76,7 +82,7 @@ class ResNetEncoder(nn.Module):
     ):
         super().__init__()
         channels = image_shape[0]
-        height, width = sizes_of(image_shape, len(widths))[-1]
+        height, width = sizes_of(image_shape, widths)[-1]
         blocks: list[nn.Module] = []
         for index, maps in enumerate(widths):
             if index:

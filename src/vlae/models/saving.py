@@ -28,8 +28,8 @@ _classes: dict[str, type[Savable]] = {}  # the allow-list: what a config.json ma
 class Savable(nn.Module):
     """A model whose configuration is its constructor arguments, kept in `self.config` as plain values.
 
-    `self.metadata` travels with a saved model: plain values such as the data it was trained on and its expected numbers.
-    Every subclass is entered under its name in the list of what `load` may build.
+    `self.metadata` travels with a saved model: plain values such as the data it was trained on and its expected
+    numbers. Every subclass is entered under its name in the list of what `load` may build.
     """
 
     config: dict[str, Any]
@@ -97,9 +97,15 @@ def _replace_directory(path: Path, new: Path) -> None:
         os.rename(new, path)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
-    os.rename(path, old)
-    os.rename(new, path)
-    shutil.rmtree(old)
+    try:
+        os.rename(path, old)
+        try:
+            os.rename(new, path)
+        except OSError:
+            os.rename(old, path)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def pretrained_names() -> list[str]:
@@ -109,7 +115,7 @@ def pretrained_names() -> list[str]:
 
 
 def locate(path_or_name: str | os.PathLike[str]) -> Path:
-    """The directory of a saved model, from its path, a run directory that holds it in `model/`, or a pretrained name."""
+    """The directory of a saved model: from its path, a run directory with it in `model/`, or a pretrained name."""
     path = Path(path_or_name)
     for candidate in (path, path / "model"):
         if (candidate / CONFIG).is_file():
@@ -137,13 +143,15 @@ def load(path_or_name: str | os.PathLike[str]) -> Savable:
     path = locate(path_or_name)
     try:
         config = json.loads((path / CONFIG).read_text())
+        if (version := config["format"]) != FORMAT:  # first: a later format may have other keys
+            raise VlaeError(f"{path} has format {version!r} and this version of vlae reads {FORMAT}: update vlae")
         kind, arguments, checksum = config["model"], config["arguments"], config["sha256"]
-        version = config["format"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        metadata = dict(config.get("metadata", {}))
+    except VlaeError:
+        raise
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise VlaeError(f"{path / CONFIG} is not the configuration of a saved model ({error}): save it again") from None
-    if version != FORMAT:
-        raise VlaeError(f"{path} has format {version!r} and this version of vlae reads {FORMAT}: update vlae")
-    if kind not in _classes:
+    if not isinstance(kind, str) or kind not in _classes:
         raise VlaeError(f"{path / CONFIG} names the unknown model {kind!r}: expected one of {', '.join(_classes)}")
     if not (path / WEIGHTS).is_file():
         raise VlaeError(f"{path} has no {WEIGHTS}: the saved model is incomplete")
@@ -155,8 +163,10 @@ def load(path_or_name: str | os.PathLike[str]) -> Savable:
         model = build(kind, arguments)
         dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
         model.to(dtype).load_state_dict(state)
-    except (TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except VlaeError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])  # PyTorch's second line is the reason
         raise VlaeError(f"{path} does not fit {kind} of this version of vlae: {reason}") from None
-    model.metadata = config.get("metadata", {})
+    model.metadata = metadata
     return model.eval()

@@ -12,7 +12,7 @@ from vlae.distributions.autoregressive import Autoregressive
 from vlae.distributions.likelihoods import Factorised, make_likelihood
 from vlae.distributions.posteriors import DiagonalGaussian, soft_bounded_log
 from vlae.distributions.priors import AutoregressiveFlowPrior, FlowPrior, StandardNormal, StandardNormalPrior
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, require_positive
 from vlae.models.base import LatentVariableModel, check_sizes
 from vlae.models.decoders import ARCHITECTURES, AutoregressiveDecoder, ResNetDecoder
 from vlae.models.encoders import ResNetEncoder
@@ -48,6 +48,8 @@ class VectorLatentModel(LatentVariableModel):
     ) -> None:
         if flow_steps < 0:
             raise VlaeError(f"flow_steps must be 0 (standard normal prior) or more; got {flow_steps}")
+        if flow_order not in ("reversed", "same"):
+            raise VlaeError(f"flow_order must be 'reversed' or 'same'; got {flow_order!r}")
         self.latent_shape = (latent_dim,)
         self.prior_module = (
             AutoregressiveFlowPrior(latent_dim, flow_steps, flow_hidden, flow_affine, flow_order)
@@ -83,6 +85,7 @@ class VAE(VectorLatentModel):
 
     Example:
         >>> model = VAE(image_shape=(1, 8, 8), latent_dim=4, architecture="mlp")
+        >>> import torch
         >>> bound = model.elbo(torch.zeros(3, 1, 8, 8))
         >>> bound.elbo.shape
         torch.Size([3])
@@ -111,7 +114,7 @@ class VAE(VectorLatentModel):
         self.beta = beta
         channels, height, width = self.image_shape
         encoder, decoder = ARCHITECTURES[architecture]
-        options = {"widths": widths} if widths else {}
+        options = {} if widths is None else {"widths": widths}
         parameters = channels * self.likelihood.parameters_per_value
         self.encoder = encoder(self.image_shape, 2 * latent_dim, **options)
         self.decoder = decoder(latent_dim, (parameters, height, width), **options)
@@ -129,12 +132,13 @@ class VAE(VectorLatentModel):
     def from_config(cls, config: Mapping[str, Any]) -> VAE:
         """Builds the VAE of a textbook from its usual names.
 
-        Keys: `architecture` ("mlp" or "conv"), `latent_dim`, `beta`, `likelihood`; for "mlp" `input_dim` (a square number
-        of pixels, or any: then one row) and `hidden_dim` or `hidden_dims`; for "conv" `in_channels`, `hidden_dims` and
-        `image_size` (an integer or [H, W]; 28 for one channel and 32 for more if not given).
+        Keys: `architecture` ("mlp" or "conv"), `latent_dim`, `beta`, `likelihood`; for "mlp" `input_dim` (a square
+        number of pixels, or any: then one row) and `hidden_dim` or `hidden_dims`; for "conv" `in_channels`,
+        `hidden_dims` and `image_size` (an integer or [H, W]; 28 for one channel and 32 for more if not given).
 
         Example:
             >>> model = VAE.from_config({"architecture": "mlp", "input_dim": 784, "hidden_dim": 400, "latent_dim": 20})
+            >>> import torch
             >>> model(torch.zeros(2, 784)).reconstruction.shape
             torch.Size([2, 784])
         """
@@ -143,12 +147,15 @@ class VAE(VectorLatentModel):
         options: dict[str, Any] = {
             key: given.pop(key) for key in ("latent_dim", "beta", "likelihood", "likelihood_options") if key in given
         }
+        if "hidden_dim" in given and "hidden_dims" in given:
+            raise VlaeError("give hidden_dim (one layer) or hidden_dims (several), not both")
         if "hidden_dim" in given:
             options["widths"] = [given.pop("hidden_dim")]
         if "hidden_dims" in given:
             options["widths"] = list(given.pop("hidden_dims"))
         if architecture == "mlp":
             pixels = given.pop("input_dim", 784)
+            require_positive("input_dim", pixels)
             side = math.isqrt(pixels)
             shape = (1, side, side) if side * side == pixels else (1, 1, pixels)
         elif architecture == "conv":
@@ -163,15 +170,20 @@ class VAE(VectorLatentModel):
 
     def forward(self, x: Tensor) -> VAEOutput:
         """x [B, C, H, W], or flattened [B, C * H * W] -> the mean reconstruction in x's shape, mu, log_var and z."""
-        images = x.reshape(-1, *self.image_shape)
+        images = self._unflatten(x)
         self.check(images)
         q = self.encode(images)
         z = q.rsample()
         return VAEOutput(self.decode(z).mean.reshape(x.shape), q.mean, 2 * q.log_stddev, z)
 
+    def _unflatten(self, x: Tensor) -> Tensor:
+        """Flattened images [B, C * H * W] back to [B, C, H, W]; any other shape is left for `check` to judge."""
+        flat = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == math.prod(self.image_shape)
+        return x.reshape(-1, *self.image_shape) if flat else x
+
     def compute_loss(self, x: Tensor, beta: float | None = None) -> VAELoss:
         """distortion + beta * rate, nats per image averaged over the batch; `beta=None` takes the model's own."""
-        bound = self.elbo(x.reshape(-1, *self.image_shape))
+        bound = self.elbo(self._unflatten(x))
         distortion, rate = bound.distortion.mean(), bound.rate.mean()
         return VAELoss(distortion + (self.beta if beta is None else beta) * rate, distortion, rate)
 
@@ -239,6 +251,8 @@ class VLAE(VectorLatentModel):
         self.image_shape = check_sizes(image_shape, latent_dim)
         self.likelihood = make_likelihood(likelihood, **(likelihood_options or {}))
         self._set_latent(latent_dim, flow_steps, flow_order, flow_affine, flow_hidden)
+        require_positive("context_channels", context_channels)
+        require_positive("encoder_hidden", encoder_hidden)
         image_channels, height, width = self.image_shape
         trunk: dict[str, Any] = {
             "image_channels": image_channels,

@@ -9,7 +9,7 @@ import zuko
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, require_positive
 from vlae.nn.receptive import ReceptiveField
 
 
@@ -25,9 +25,9 @@ def reach_of(kernel_size: int) -> int:
 class MaskedConv2d(nn.Conv2d):
     """Convolution whose output at a pixel depends only on that pixel's past in raster order.
 
-    Type "A" excludes the pixel itself (first layer, on the image), type "B" includes it (all later layers): van den Oord
-    et al. 2016, arXiv 1601.06759. Rows below the pixel would always be masked, so they are not stored: the weight is
-    [out_channels, in_channels, k // 2 + 1, k]. Input [B, in_channels, H, W], output [B, out_channels, H, W].
+    Type "A" excludes the pixel itself (first layer, on the image), type "B" includes it (all later layers): van den
+    Oord et al. 2016, arXiv 1601.06759. Rows below the pixel would always be masked, so they are not stored: the
+    weight is [out_channels, in_channels, k // 2 + 1, k]. Input [B, in_channels, H, W], output [B, out_channels, H, W].
 
     Example:
         >>> layer = MaskedConv2d(1, 8, kernel_size=3, mask_type="A")
@@ -70,8 +70,8 @@ class MaskedConv2d(nn.Conv2d):
 class MADE(nn.Module):
     """Masked autoencoder for distribution estimation (Germain et al. 2015, arXiv 1502.03509).
 
-    `outputs` is a multiple of `inputs`; they come in blocks of outputs / inputs per input, and block i depends on inputs
-    before i only. [..., inputs] -> [..., outputs].
+    `outputs` is a multiple of `inputs`; they come in blocks of outputs / inputs per input, and block i depends on
+    inputs before i only. [..., inputs] -> [..., outputs].
 
     Example:
         >>> made = MADE(10, 32, 10)
@@ -92,6 +92,7 @@ class MADE(nn.Module):
                 f"MADE needs outputs to be a positive multiple of inputs; got {inputs} inputs and {outputs} outputs"
             )
         widths = [hidden] if isinstance(hidden, int) else list(hidden)
+        require_positive("hidden widths of a MADE", *widths)
         self.inputs, self.outputs = inputs, outputs
         if inputs == 1:  # nothing comes before the only input: its block is a learned constant
             self.constant = nn.Parameter(torch.zeros(outputs))

@@ -29,6 +29,40 @@ def network_input(x: Tensor) -> Tensor:
     return 2 * x - 1
 
 
+class CausalConv2d(nn.Conv2d):
+    """Padded convolution whose output is cut to the input's size, so that it sees rows above and columns to the left.
+
+    With a kernel of `size` rows and as much `padding` as it reaches up, output row i sees rows i - padding to
+    i - padding + rows - 1; columns likewise. [B, in, H, W] -> [B, out, H, W].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, size: tuple[int, int], padding: tuple[int, int]):
+        super().__init__(in_channels, out_channels, size, padding=padding)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rows below and columns to the right are cut off: what they would compute is not causal."""
+        return super().forward(input)[:, :, : input.shape[-2], : input.shape[-1]]
+
+
+class EarlierChannels(nn.Conv2d):
+    """1x1 convolution whose c-th group of `hidden` outputs sees the channels before c only.
+
+    [B, C, H, W] -> [B, C * hidden, H, W].
+    """
+
+    earlier: Tensor
+
+    def __init__(self, image_channels: int, hidden: int):
+        super().__init__(image_channels, image_channels * hidden, 1, bias=False)
+        before = torch.ones(image_channels, image_channels).tril(-1).repeat_interleave(hidden, dim=0)
+        self.register_buffer("earlier", before[:, :, None, None], persistent=False)
+        # The first channel's weights are all masked and must not start at zero: weight normalisation divides by their norm.
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The masked convolution."""
+        return F.conv2d(input, self.weight * self.earlier)
+
+
 class ChannelHead(nn.Module):
     """From features that see only earlier pixels to P parameters per sub-pixel, autoregressive over the channels.
 
@@ -36,48 +70,42 @@ class ChannelHead(nn.Module):
     two-layer pointwise network. h: [B, features, H, W], x: [B, C, H, W] in [-1, 1] -> [B, C, P, H, W].
     """
 
-    earlier: Tensor
-
     def __init__(self, features: int, hidden: int, image_channels: int, parameters: int):
         super().__init__()
         self.shape = (image_channels, parameters)
         self.hidden = nn.Conv2d(features, image_channels * hidden, 1)
         self.output = nn.Conv2d(image_channels * hidden, image_channels * parameters, 1, groups=image_channels)
-        self.own = nn.Conv2d(image_channels, image_channels * hidden, 1, bias=False) if image_channels > 1 else None
-        before = torch.ones(image_channels, image_channels).tril(-1).repeat_interleave(hidden, dim=0)
-        self.register_buffer("earlier", before[:, :, None, None], persistent=False)
+        self.own = EarlierChannels(image_channels, hidden) if image_channels > 1 else None
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         """Features and image to parameters [B, C, P, H, W]."""
         hidden = self.hidden(F.elu(h))
         if self.own is not None:
-            hidden = hidden + F.conv2d(x, self.own.weight * self.earlier)
+            hidden = hidden + self.own(x)
         return self.output(F.elu(hidden)).unflatten(1, self.shape)
 
 
 class GatedLayer(nn.Module):
     """One gated layer of the two-stack PixelCNN (van den Oord et al. 2016, arXiv 1606.05328, figure 2).
 
-    The vertical stack at row i sees rows above i only (its input convolution starts there), so that the horizontal stack
-    may take it at its own row without a blind spot; nothing flows from the horizontal stack into the vertical one. The
-    context enters both gates as a bias map.
+    The vertical stack at row i sees rows above i only (its input convolution starts there), so that the horizontal
+    stack may take it at its own row without a blind spot; nothing flows from the horizontal stack into the vertical
+    one. The context enters both gates as a bias map.
     """
 
     def __init__(self, channels: int, kernel_size: int, context_channels: int):
         super().__init__()
-        self.reach = reach = reach_of(kernel_size)
-        self.vertical = nn.Conv2d(channels, 2 * channels, (reach + 1, kernel_size))
-        self.horizontal = nn.Conv2d(channels, 2 * channels, (1, reach + 1))
+        reach = reach_of(kernel_size)
+        self.vertical = CausalConv2d(channels, 2 * channels, (reach + 1, kernel_size), padding=(reach, reach))
+        self.horizontal = CausalConv2d(channels, 2 * channels, (1, reach + 1), padding=(0, reach))
         self.across = nn.Conv2d(2 * channels, 2 * channels, 1, bias=False)
         self.context = nn.Conv2d(context_channels, 4 * channels, 1, bias=False) if context_channels else None
         self.output = nn.Conv2d(channels, channels, 1)
 
     def forward(self, v: Tensor, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Vertical and horizontal features [B, channels, H, W] each -> the same."""
-        rows, columns = v.shape[-2:]
-        above = F.conv2d(v, self.vertical.weight, self.vertical.bias, padding=self.reach)[:, :, :rows]
-        left = F.conv2d(h, self.horizontal.weight, self.horizontal.bias, padding=(0, self.reach))[..., :columns]
-        left = left + self.across(above)
+        above = self.vertical(v)
+        left = self.horizontal(h) + self.across(above)
         if self.context is not None:
             for_above, for_left = self.context(context).chunk(2, dim=1)
             above, left = above + for_above, left + for_left
@@ -105,8 +133,8 @@ class GatedPixelCNN(nn.Module):
         super().__init__()
         check_trunk(layers, channels, conditioning)
         self.reach = reach = reach_of(kernel_size)
-        self.input_above = nn.Conv2d(image_channels, channels, (reach, kernel_size))
-        self.input_left = nn.Conv2d(image_channels, channels, (1, reach))
+        self.input_above = CausalConv2d(image_channels, channels, (reach, kernel_size), padding=(reach, reach))
+        self.input_left = CausalConv2d(image_channels, channels, (1, reach), padding=(0, reach))
         self.input_context = None
         if context_channels:
             size = kernel_size if conditioning == "input" else 1
@@ -129,10 +157,8 @@ class GatedPixelCNN(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: [B, C, H, W] in [0, 1] -> parameters [B, C, P, H, W]."""
         x = network_input(x)
-        rows, columns = x.shape[-2:]
-        r = self.reach
-        v = F.conv2d(x, self.input_above.weight, self.input_above.bias, padding=r)[:, :, :rows]
-        h = v + F.conv2d(x, self.input_left.weight, self.input_left.bias, padding=(0, r))[..., :columns]
+        v = self.input_above(x)
+        h = v + self.input_left(x)
         if self.input_context is not None:
             for_v, for_h = self.input_context(context).chunk(2, dim=1)
             v, h = v + for_v, h + for_h
@@ -175,6 +201,8 @@ class PlainPixelCNN(nn.Module):
             self.input_context = nn.Conv2d(context_channels, channels, size, padding="same", bias=False)
         if context_channels and conditioning == "bias":
             self.context = nn.ModuleList(nn.Conv2d(context_channels, channels, 1, bias=False) for _ in range(layers))
+        if pointwise_blocks < 0:
+            raise VlaeError(f"pointwise_blocks must be 0 or more; got {pointwise_blocks}")
         if pointwise_blocks and not layers:
             raise VlaeError("pointwise_blocks follow masked layers: they need decoder_layers of 1 or more")
         self.pointwise = nn.ModuleList(PointwiseBlock(channels) for _ in range(pointwise_blocks))

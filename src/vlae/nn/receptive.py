@@ -56,7 +56,7 @@ class ReceptiveField:
 
     @property
     def mask(self) -> Tensor:
-        """bool [rows, columns], odd columns: the last row and the middle column are the pixel's own; True where seen."""
+        """bool [rows, columns], odd columns: the last row and the middle column are the pixel's own; True is seen."""
         rows = max((-i for i, _ in self.offsets), default=0)
         reach = max((abs(j) for _, j in self.offsets), default=0)
         mask = torch.zeros(rows + 1, 2 * reach + 1, dtype=torch.bool)
@@ -68,9 +68,9 @@ class ReceptiveField:
     def slope(self) -> int:
         """The slope s of the wavefront: pixel (i, j) may be computed at step j + s i.
 
-        A pixel needs (i - a, j + b) to be known one step earlier at least, j + b + s (i - a) < j + s i, so s > b / a for
-        every offset above it: s = 1 + max_a floor(w_a / a), with w_a the reach to the right a rows above. An image of
-        width W never needs more than s = W, which is the raster order.
+        A pixel needs (i - a, j + b) to be known one step earlier at least, j + b + s (i - a) < j + s i, so s > b / a
+        for every offset above it: s = 1 + max_a floor(w_a / a), with w_a the reach to the right a rows above. An image
+        of width W never needs more than s = W, which is the raster order.
         """
         return 1 + max((max(j, 0) // -i for i, j in self.offsets if i < 0), default=0)
 

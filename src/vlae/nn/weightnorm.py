@@ -13,7 +13,7 @@ LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 def apply_weight_norm(module: nn.Module) -> nn.Module:
-    """Writes every convolution and linear layer of `module` as gain x direction, one gain per output channel; in place."""
+    """Writes every convolution and linear layer of `module` as gain x direction, one gain per output map; in place."""
     for layer in module.modules():
         if isinstance(layer, LAYERS) and not is_parametrized(layer):
             # A transposed convolution keeps its output channels in the second dimension.
@@ -23,11 +23,11 @@ def apply_weight_norm(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def data_dependent_init(module: nn.Module, run: Callable[[], object], scale: float = 1.0) -> int:
-    """Rescales each weight-normalised layer so that its outputs on one batch have mean 0 and standard deviation `scale`.
+    """Rescales each weight-normalised layer so that its outputs on a batch have mean 0 and standard deviation `scale`.
 
-    `run` passes the batch through `module` once; the layers are set in the order in which it meets them, each seeing the
-    inputs that the layers before it give after their own rescaling. A layer used several times is set at its first use.
-    Returns the number of layers set.
+    `run` passes the batch through `module` once; the layers are set in the order in which it meets them, each seeing
+    the inputs that the layers before it give after their own rescaling. A layer used several times is set at its first
+    use; one without a bias keeps its mean. Returns the number of layers set.
     """
     seen: set[nn.Module] = set()
 

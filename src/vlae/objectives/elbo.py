@@ -24,13 +24,13 @@ class Objective(nn.Module):
 class ELBO(Objective):
     """distortion + beta * rate, with free bits: the rate of each group is not pushed below a floor.
 
-    The loss is mean_x distortion + beta * sum_j max(free_nats, mean_x rate_j) over groups j (Kingma et al. 2016, appendix
-    C.8; the mean over the batch comes before the maximum).
+    The loss is mean_x distortion + beta * sum_j max(free_nats, mean_x rate_j) over groups j (Kingma et al. 2016,
+    appendix C.8; the mean over the batch comes before the maximum).
 
     Args:
         beta: multiplies the rate and nothing else; a number or a schedule.
-        free_nats: the floor of each group in nats (the field's "free bits"); a number or a schedule. The paper's 0.01 nats
-            per data dimension is 7.84 per image at 28x28.
+        free_nats: the floor of each group in nats (the field's "free bits"); a number or a schedule. The paper's 0.01
+            nats per data dimension is 7.84 per image at 28x28.
         per: the groups: "image" (one; the safe reading under a flow prior), "channel" (the first latent dimension), or
             "dimension" (every latent number).
     """

@@ -134,7 +134,7 @@ def train(
         model: new, built for the images of `data`.
         objective: what to minimise.
         optimizer, data, trainer: settings.
-        directory: the run's; see the module's text for what it holds.
+        directory: the run's; see the module's text for what it holds. What is there is replaced, unless resumed.
         config: the whole configuration as YAML, kept in the run.
         seed: of the data's order, and of all noise in training.
         resume: go on from `ckpts/last.ckpt`, bit for bit as if there had been no stop.
@@ -144,6 +144,8 @@ def train(
     last = directory / "ckpts" / "last.ckpt"
     if resume and not last.is_file():
         raise VlaeError(f"nothing to resume: {last} does not exist; train without --resume")
+    if directory.exists() and not resume:  # to be overwritten: `choose_directory` let it through
+        shutil.rmtree(directory)
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     write_text(directory / "config.yaml", config)
     model.metadata = {"data": asdict(data), "protocol": training.protocol}
@@ -259,20 +261,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def prepare_directory(settings: RunSettings, default_name: str, resume: bool) -> Path:
-    """The run's directory; an existing run is kept unless it is to be resumed or overwritten."""
+def choose_directory(settings: RunSettings, default_name: str, resume: bool) -> Path:
+    """The run's directory; refuses one that exists, unless it is to be resumed or overwritten. Changes nothing."""
     directory = Path(settings.root) / (settings.name or default_name)
     if resume or not directory.exists():
         return directory
-    if settings.overwrite:
-        if not (directory / "config.yaml").is_file() and any(directory.iterdir()):
-            raise VlaeError(f"{directory} is not a run, so it is not overwritten: choose another --run.name")
-        shutil.rmtree(directory)
-        return directory
-    raise VlaeError(
-        f"the run {directory} exists: continue it with --resume, replace it with --run.overwrite true, "
-        "or choose another --run.name"
-    )
+    if not settings.overwrite:
+        raise VlaeError(
+            f"the run {directory} exists: continue it with --resume, replace it with --run.overwrite true, "
+            "or choose another --run.name"
+        )
+    if not (directory / "config.yaml").is_file() and any(directory.iterdir()):
+        raise VlaeError(f"{directory} is not a run, so it is not overwritten: choose another --run.name")
+    return directory
 
 
 def write_text(path: Path, text: str) -> None:

@@ -167,6 +167,11 @@ class Task(pl.LightningModule):
         metrics["validation/active_units"] = float(self.statistics.active_units)
         self.log_dict(metrics, sync_dist=True)
 
+    def on_train_start(self) -> None:
+        """Sets the data to the epoch at hand: Lightning restores a loader only within an epoch, not between two."""
+        loader: Any = self.trainer.train_dataloader
+        loader.set_epoch(self.current_epoch)
+
     def on_train_epoch_start(self) -> None:
         """Starts the epoch's sums."""
         self.training_terms = []

@@ -1,0 +1,156 @@
+"""The command line, end to end on the embedded digits, and its errors: one line, exit code 2, no traceback."""
+
+import csv
+import json
+
+import pytest
+import yaml
+
+from vlae.cli import COMMANDS, main, split_command
+
+TINY = """
+model:
+  class_path: vlae.VLAE
+  init_args: {latent_dim: 4, decoder_layers: 0, channels: 4, encoder_widths: [4], encoder_hidden: 16, flow_hidden: [8]}
+data: {name: digits, binarize: dynamic, batch_size: 200}
+trainer: {max_epochs: 1, precision: 32-true, accelerator: cpu, devices: 1, progress_bar: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A directory with one finished run."""
+    path = tmp_path_factory.mktemp("cli")
+    (path / "tiny.yaml").write_text(TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        assert main(["train", "--config", "tiny.yaml", "--model.latent_dim", "3"]) == 0
+    return path
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_train_writes_the_run(here):
+    run = here / "outputs" / "tiny"
+    for name in (
+        "config.yaml",
+        "ckpts/best.ckpt",
+        "ckpts/last.ckpt",
+        "logs/metrics.csv",
+        "logs/train.log",
+        "model/config.json",
+    ):
+        assert (run / name).is_file(), name
+    assert list((run / "logs").glob("events*")), "TensorBoard"
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["latent_dim"] == 3
+    assert "-ELBO" in (run / "logs" / "train.log").read_text()
+
+
+def test_saved_configuration_trains_again(here):
+    config = here / "outputs" / "tiny" / "config.yaml"
+    assert main(["train", "--config", str(config), "--run.name", "again"]) == 0
+    first, second = (
+        (here / "outputs" / name / "model" / "model.safetensors").read_bytes() for name in ("tiny", "again")
+    )
+    assert first == second  # same seed, same machine, same bits
+
+
+def test_eval_writes_numbers_that_add_up(here, capsys):
+    assert main(["eval", "--run", "outputs/tiny", "--nll_samples", "5", "--nll_images", "20"]) == 0
+    values = json.loads((here / "outputs/tiny/reports/evaluation.json").read_text())
+    assert values["images"] == 300
+    assert values["nll_images"] == 20
+    assert values["nll_samples"] == 5
+    assert values["negative_elbo"] == pytest.approx(values["distortion"] + values["rate"])
+    assert sum(values["bits_per_latent"]) == pytest.approx(values["rate_bits"])
+    assert values["bits_per_dim"] == pytest.approx(values["negative_elbo"] / 64 / 0.6931471805599453)
+    rows = dict(csv.reader((here / "outputs/tiny/reports/metrics.csv").open()))
+    assert float(rows["rate"]) == values["rate"]
+    assert "-ELBO" in capsys.readouterr().out
+
+
+def test_pictures_and_samples(here, capsys):
+    assert main(["sample", "prior", "--config", "tiny.yaml", "--count", "5"]) == 0
+    assert main(["viz.recon_grid", "--model", "outputs/tiny/model", "--count", "4"]) == 0
+    assert main(["viz", "samples", "--run", "outputs/tiny", "--count", "4"]) == 0
+    for name in ("samples/prior_samples.png", "grids/recon_grid.png", "grids/samples.png"):
+        assert (here / "outputs/tiny" / name).read_bytes().startswith(b"\x89PNG")
+    import numpy as np
+
+    assert np.load(here / "outputs/tiny/samples/prior_samples.npz")["images"].shape == (5, 1, 8, 8)
+
+
+def test_newest_run_is_the_default_and_said(here, capsys):
+    assert main(["sample", "prior", "--count", "1"]) == 0
+    assert "using the newest run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("foo", "unknown command"),
+        ("viz foo", "viz recon-grid"),
+        ("train", "no model"),
+        ("train --config nope", "no configuration 'nope'"),
+        ("train --config tiny.yaml --model.latentdim 3 --run.name x", "did you mean 'latent_dim'"),
+        ("train --config tiny.yaml --model.latent_dim abc --run.name x", "latent_dim"),
+        ("train --config tiny.yaml --model.latent_dim 0 --run.name x", "latent_dim must be at least 1"),
+        ("train --config tiny.yaml --model.kernel_size 4 --run.name x", "kernel_size must be odd"),
+        ("train --config tiny.yaml --trainer.max_epoch 3", "did you mean 'max_epochs'"),
+        ("train --config tiny.yaml --trainer.max_epochs 0 --run.name x", "max_epochs must be at least 1"),
+        ("train --config tiny.yaml --trainer.precision 8 --run.name x", "precision"),
+        ("train --config tiny.yaml --optimizer.lr -1 --run.name x", "optimizer.lr must be positive"),
+        ("train --config tiny.yaml --data.name mnits --run.name x", "mnist"),
+        ("train --config tiny.yaml --data.binarize half --run.name x", "binarize"),
+        ("train --config tiny.yaml --data.root /nonexistent --data.name mnist --run.name x", "/nonexistent"),
+        ("train --config tiny.yaml", "--resume"),
+        ("train --config tiny.yaml --run.name x --resume", "nothing to resume"),
+        ("train --config broken.yaml", "broken.yaml"),
+        ("train --config unknown.yaml", "modle"),
+        ("eval --model nothing", "no saved model"),
+        ("eval --run nothing", "not a run"),
+        ("eval --run outputs/tiny --config tiny.yaml", "one of --model, --run and --config"),
+        ("eval --run outputs/tiny --check", "no expected numbers"),
+        ("eval --run outputs/tiny --nll_sample 3", "nll_samples"),
+        ("eval --run outputs/tiny --data.split tset", "split"),
+        ("sample prior --run outputs/tiny --count 0", "count must be at least 1"),
+        ("sample prior --run outputs/tiny --pixel_temperature 0", "temperatures must be positive"),
+        ("viz recon-grid --run outputs/tiny --output tiny.yaml/x.png", ""),
+    ],
+)
+def test_errors_are_one_line_with_exit_code_2(here, capsys, words, said):
+    (here / "broken.yaml").write_text("model: [1,\n")
+    (here / "unknown.yaml").write_text("modle: 3\n")
+    capsys.readouterr()
+    assert main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vlae: error: ")
+    assert error.count("\n") == 1, error
+    assert said in error
+    assert not (here / "outputs" / "x").exists()
+
+
+def test_an_existing_run_survives_a_refused_command(here):
+    before = (here / "outputs/tiny/model/model.safetensors").read_bytes()
+    assert main(["train", "--config", "tiny.yaml", "--run.overwrite", "true", "--model.latent_dim", "0"]) == 2
+    assert (here / "outputs/tiny/model/model.safetensors").read_bytes() == before
+
+
+def test_every_command_has_help(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    for name in COMMANDS:
+        assert name in text
+        assert split_command([name.replace(" ", ".").replace("-", "_")])[0] == name
+        with pytest.raises(SystemExit) as stop:
+            main([*name.split(), "--help"])
+        assert stop.value.code == 0
+
+
+def test_verify_passes(capsys):
+    assert main(["verify"]) == 0
+    assert "8 of 8 checks passed" in capsys.readouterr().out

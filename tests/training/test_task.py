@@ -1,0 +1,162 @@
+"""The optimiser's schedule, the guard against bad steps, reports and warnings."""
+
+import math
+from dataclasses import replace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from vlae.data import Batches, ImageDataset
+from vlae.errors import VlaeError
+from vlae.models import VAE
+from vlae.objectives import ELBO
+from vlae.training import run
+from vlae.training.callbacks import AveragedWeights, collapse_warning, write_row
+from vlae.training.task import BadStepGuard, OptimizerSettings, Task, step_seed
+
+
+def small_task(model=None, **options) -> Task:
+    torch.manual_seed(0)
+    model = model or VAE((1, 4, 4), latent_dim=2, architecture="mlp", widths=[8])
+    return Task(model, ELBO(), OptimizerSettings("adam", lr=1e-2, schedule="constant"), **options)
+
+
+def fit(task: Task, epochs=1, callbacks=(), images=64):
+    torch.manual_seed(0)
+    data = ImageDataset.from_any((torch.rand(images, 1, 4, 4) < 0.5).float())
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+    )
+    with run.quiet():
+        trainer.fit(task, Batches(data, 8, shuffle=True, drop_last=True), Batches(data, 8))
+    return trainer
+
+
+def test_learning_rate_schedule():
+    settings = OptimizerSettings(lr=1.0, warmup_steps=10, schedule="cosine", final_lr=0.1)
+    assert settings.factor(0, 110) == pytest.approx(0.1)
+    assert settings.factor(9, 110) == pytest.approx(1.0)
+    assert settings.factor(60, 110) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert settings.factor(110, 110) == pytest.approx(0.1)
+    assert OptimizerSettings(schedule="constant").factor(1000, 10) == 1.0
+
+
+@pytest.mark.parametrize("options", [{"name": "sgdx"}, {"schedule": "step"}, {"lr": 0.0}, {"lr": math.nan}])
+def test_bad_optimizer_settings(options):
+    with pytest.raises(VlaeError, match="optimizer"):
+        OptimizerSettings(**options)
+
+
+class PoisonedVAE(VAE):
+    """Its bound is NaN on chosen calls in training mode."""
+
+    bad = staticmethod(lambda call: False)
+    calls = 0
+
+    def elbo(self, x, **options):
+        bound = super().elbo(x, **options)
+        if self.training:
+            self.calls += 1
+            if self.bad(self.calls):
+                return replace(bound, distortion=bound.distortion * float("nan"))
+        return bound
+
+
+def poisoned(bad) -> PoisonedVAE:
+    torch.manual_seed(0)
+    model = PoisonedVAE((1, 4, 4), latent_dim=2, architecture="mlp", widths=[8])
+    model.bad = bad
+    return model
+
+
+def test_bad_steps_are_skipped_and_counted_and_leave_the_weights_alone():
+    task = small_task(poisoned(lambda call: call % 2 == 0))
+    trainer = fit(task)
+    assert task.guard.total == 4
+    assert trainer.global_step == 4  # eight batches, every second one skipped
+    assert all(torch.isfinite(p).all() for p in task.model.parameters())
+    assert trainer.callback_metrics["train/bad_steps"] == 4
+    assert math.isfinite(trainer.callback_metrics["train/elbo"])
+
+
+def test_too_many_bad_steps_stop_with_an_explanation():
+    with pytest.raises(VlaeError, match=r"3 steps in a row.*optimizer\.lr"):
+        fit(small_task(poisoned(lambda call: call > 2), max_bad_steps=3))
+
+
+def test_guard_counts_in_a_row():
+    guard = BadStepGuard(2)
+    guard.bad(1, 0.1)
+    guard.good()
+    guard.bad(2, 0.1)
+    assert guard.total == 2
+    with pytest.raises(VlaeError):
+        guard.bad(3, 0.1)
+
+
+def test_gradient_is_clipped():
+    task = small_task(gradient_clip=1e-8)
+    before = [p.detach().clone() for p in task.model.parameters()]
+    # Plain gradient descent, whose step is proportional to the gradient: Adam's would not be.
+    task.settings.make = lambda parameters: torch.optim.SGD(parameters, lr=1.0)
+    fit(task)
+    moved = math.sqrt(
+        sum(float(((a - b.detach()) ** 2).sum()) for a, b in zip(before, task.model.parameters(), strict=True))
+    )
+    assert 0 < moved <= 8 * 1e-8 * 1.01
+
+
+def test_average_follows_the_formula():
+    seen = []
+
+    class Record(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            seen.append(next(pl_module.model.parameters()).detach().clone())
+
+    task, average = small_task(), AveragedWeights(0.5)
+    start = next(task.model.parameters()).detach().clone()
+    fit(task, callbacks=[Record(), average], images=24)
+    expected = start
+    for n, current in enumerate(seen):
+        # The first update copies; later ones decay by min(0.5, (1 + n) / (10 + n)).
+        decay = 0.0 if n == 0 else min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * current
+    torch.testing.assert_close(next(task.model.parameters()).detach(), expected)  # training ends with the average
+
+
+def test_step_seeds_are_distinct():
+    seeds = {step_seed(s, e, b, r) for s in range(3) for e in range(20) for b in range(50) for r in range(3)}
+    assert len(seeds) == 3 * 20 * 50 * 3
+
+
+def test_collapse_warning_says_what_to_change():
+    task = small_task()
+    assert collapse_warning(1.0, task) is None
+    message = collapse_warning(0.1, task)
+    assert "0.14 bits" in message
+    assert "free bits" in message
+    assert "annealing" in message
+
+
+def test_metrics_file_replaces_rows_of_a_resumed_epoch(tmp_path):
+    path = tmp_path / "metrics.csv"
+    for epoch, value in [(1, 10.0), (2, 20.0), (3, 30.0), (2, 21.0)]:
+        write_row(path, {"epoch": epoch, "x": value})
+    assert path.read_text().split() == ["epoch,x", "1,10.0", "2,21.0"]
+
+
+def test_likelihood_must_fit_the_data():
+    data = ImageDataset.from_any(torch.randint(0, 17, (4, 1, 4, 4), dtype=torch.uint8), levels=17)
+    with pytest.raises(VlaeError, match="binarize=dynamic"):
+        run.check_fit(VAE((1, 4, 4), architecture="mlp"), data)
+    with pytest.raises(VlaeError, match="levels=17"):
+        run.check_fit(VAE((1, 4, 4), architecture="mlp", likelihood="categorical"), data)
