@@ -101,7 +101,7 @@ def test_scan_draws_the_samples_of_the_same_noise(steps, affine, dimensions):
 
 
 def test_a_reversed_flow_says_why_it_can_not_be_scanned():
-    with pytest.raises(VlaeError, match="no closed form.*flow_order='same'"):
+    with pytest.raises(VlaeError, match=r"no closed form.*flow_order='same'"):
         flow(3, 2, order="reversed").scan(lambda sites, conditional: conditional.mean, 1)
     assert flow(3, 1, order="reversed").scan(lambda sites, conditional: conditional.mean, 2).shape == (2, 3)
 

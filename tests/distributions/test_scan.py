@@ -36,7 +36,7 @@ def test_wavefront_is_valid_and_no_schedule_is_shorter(name, size):
     longest = {}  # of the chains of pixels that depend on one another, ending at each pixel
     for i in range(size[0]):
         for j in range(size[1]):
-            needed = [(i + a, j + b) for a, b in offsets if 0 <= i + a and 0 <= j + b < size[1]]
+            needed = [(i + a, j + b) for a, b in offsets if i + a >= 0 and 0 <= j + b < size[1]]
             assert all(steps[site] < steps[i, j] for site in needed)
             longest[i, j] = 1 + max((longest[site] for site in needed), default=0)
     assert max(steps.values()) + 1 == max(longest.values())

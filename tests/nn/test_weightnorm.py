@@ -106,3 +106,10 @@ def test_hooks_are_gone_afterwards_even_if_the_pass_fails():
     with pytest.raises(RuntimeError, match="stop"):
         data_dependent_init(layer, fail)
     assert not layer._forward_hooks
+
+
+def test_the_features_of_a_linear_layer_come_last():
+    layer = apply_weight_norm(nn.Linear(4, 3))
+    x = 1 + torch.randn(16, 5, 4)
+    data_dependent_init(layer, lambda: layer(x))
+    torch.testing.assert_close(layer(x).std((0, 1)), torch.ones(3))

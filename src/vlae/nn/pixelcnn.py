@@ -154,6 +154,10 @@ class GatedPixelCNN(nn.Module):
             field = vertical | field.then(ReceptiveField.rectangle((0, 0), (-r, 0)))
         return field
 
+    def extra_repr(self) -> str:
+        """The window, for the model's repr."""
+        return f"(receptive_field): {self.receptive_field}"
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: [B, C, H, W] in [0, 1] -> parameters [B, C, P, H, W]."""
         x = network_input(x)
@@ -219,6 +223,10 @@ class PlainPixelCNN(nn.Module):
     def layer(self, index: int) -> MaskedConv2d:
         """The type-B convolution of residual block `index`; the same one for all blocks where they are tied."""
         return self.masked[index % len(self.masked)]  # type: ignore[return-value]
+
+    def extra_repr(self) -> str:
+        """The window, for the model's repr."""
+        return f"(receptive_field): {self.receptive_field}"
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: [B, C, H, W] in [0, 1] -> parameters [B, C, P, H, W]."""
