@@ -151,3 +151,15 @@ def test_bad_requests_are_refused(tiny_vlae):
         p.sample((2,))
     with pytest.raises(VlaeError, match="method"):
         p.sample(method="spiral")
+
+
+@pytest.mark.parametrize(("method", "steps", "largest"), [("raster", 5 * 7, 1), ("wavefront", 7 + 4 * 3, 3)])
+def test_raster_is_one_pixel_at_a_time_and_the_wavefront_is_not(tiny_vlae, method, steps, largest):
+    sizes = []
+
+    def visit(sites, conditional):
+        sizes.append(len(sites.rows))
+        return conditional.mode
+
+    tiny_vlae((1, 5, 7)).decode(z_of(1)).scan(visit, method)
+    assert (len(sizes), max(sizes), sum(sizes)) == (steps, largest, 35)

@@ -7,6 +7,7 @@ import vlae
 from vlae import VlaeError
 from vlae.models.decoders import ARCHITECTURES
 from vlae.models.encoders import sizes_of
+from vlae.nn import ResidualBlock
 
 SHAPES = [(1, 8, 8), (3, 7, 5), (1, 1, 6), (2, 6, 1), (1, 2, 9), (1, 5, 13)]
 WIDTHS = {"mlp": [[5], [5, 6], []], "conv": [[3], [3, 4]], "resnet": [[3], [3, 4]]}
@@ -142,3 +143,28 @@ def test_what_no_vlae_can_be_is_refused_with_one_line(options):
     with pytest.raises(VlaeError) as caught:
         vlae.VLAE((1, 8, 8), **options)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_residual_networks_have_the_papers_blocks_and_are_mirrors():
+    (first, second), halving, same = ARCHITECTURES["resnet"], (2, 2), (1, 1)
+    encoder = first((1, 28, 28), 128, widths=(16, 32, 32), hidden=450)
+    decoder = second(64, (4, 28, 28), widths=(16, 32, 32), hidden=450)
+    blocks = [[m.first for m in net.modules() if isinstance(m, ResidualBlock)] for net in (encoder, decoder)]
+    assert [(c.in_channels, c.out_channels, c.stride) for c in blocks[0]] == [
+        (1, 16, halving),
+        (16, 16, same),
+        (16, 32, halving),
+        (32, 32, same),
+        (32, 32, halving),
+    ]
+    assert [(c.in_channels, c.out_channels, c.stride) for c in blocks[1]] == [
+        (32, 32, halving),
+        (32, 32, same),
+        (32, 16, halving),
+        (16, 16, same),
+        (16, 16, halving),
+    ]
+    assert [(m.in_features, m.out_features) for m in encoder.head if isinstance(m, torch.nn.Linear)] == [
+        (32 * 4 * 4, 450),
+        (450, 128),
+    ]

@@ -175,3 +175,25 @@ def test_public_names():
     assert field.mask.shape == (5, 9) and field.mask.dtype == torch.bool
     assert field.size == field.mask.sum() == 40
     assert model.networks()[0] is model.encoder
+
+
+@pytest.mark.parametrize("output", [-1e5, 1e5])
+def test_posterior_scales_are_bounded(tiny_vae, binary, output):
+    model = tiny_vae()
+    with torch.no_grad():
+        model.encoder.layers[-1].bias[3:] = output
+    q = model.encode(binary(2))
+    assert (q.stddev > 0.999e-3).all() and (q.stddev < 1.001e3).all()
+    assert model.elbo(binary(2)).rate.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["vae", "vlae"])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("order", ["same", "reversed"])
+def test_options_of_the_flow_reach_the_prior(tiny_vae, tiny_vlae, kind, affine, order):
+    make = tiny_vae if kind == "vae" else tiny_vlae
+    prior = make(flow_steps=2, flow_affine=affine, flow_order=order, flow_hidden=(64,)).prior()  # no path off by chance
+    jacobian = torch.autograd.functional.jacobian(prior.noise_of, torch.randn(3).double())
+    assert (jacobian.det().item() == pytest.approx(1, abs=1e-12)) == (not affine)
+    assert prior.scannable == (order == "same")
+    assert (jacobian.triu(1) != 0).any() == (order == "reversed")

@@ -56,7 +56,7 @@ class EarlierChannels(nn.Conv2d):
         super().__init__(image_channels, image_channels * hidden, 1, bias=False)
         before = torch.ones(image_channels, image_channels).tril(-1).repeat_interleave(hidden, dim=0)
         self.register_buffer("earlier", before[:, :, None, None], persistent=False)
-        # The first channel's weights are all masked and must not start at zero: weight normalisation divides by their norm.
+        # The first channel's weights are all masked, yet must not be zero: weight normalisation divides by their norm.
 
     def forward(self, input: Tensor) -> Tensor:
         """The masked convolution."""
@@ -90,26 +90,27 @@ class GatedLayer(nn.Module):
 
     The vertical stack at row i sees rows above i only (its input convolution starts there), so that the horizontal
     stack may take it at its own row without a blind spot; nothing flows from the horizontal stack into the vertical
-    one. The context enters both gates as a bias map.
+    one. The context enters both gates as a bias map. The last layer has no vertical gate, since nothing would read it.
     """
 
-    def __init__(self, channels: int, kernel_size: int, context_channels: int):
+    def __init__(self, channels: int, kernel_size: int, context_channels: int, last: bool = False):
         super().__init__()
+        self.gates = [2 * channels] if last else [2 * channels, 2 * channels]
         reach = reach_of(kernel_size)
         self.vertical = CausalConv2d(channels, 2 * channels, (reach + 1, kernel_size), padding=(reach, reach))
         self.horizontal = CausalConv2d(channels, 2 * channels, (1, reach + 1), padding=(0, reach))
         self.across = nn.Conv2d(2 * channels, 2 * channels, 1, bias=False)
-        self.context = nn.Conv2d(context_channels, 4 * channels, 1, bias=False) if context_channels else None
+        self.context = nn.Conv2d(context_channels, sum(self.gates), 1, bias=False) if context_channels else None
         self.output = nn.Conv2d(channels, channels, 1)
 
     def forward(self, v: Tensor, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Vertical and horizontal features [B, channels, H, W] each -> the same."""
+        """Vertical and horizontal features [B, channels, H, W] each -> the same; the last layer hands v on as it is."""
         above = self.vertical(v)
-        left = self.horizontal(h) + self.across(above)
+        gates = [self.horizontal(h) + self.across(above), above][: len(self.gates)]
         if self.context is not None:
-            for_above, for_left = self.context(context).chunk(2, dim=1)
-            above, left = above + for_above, left + for_left
-        return gate(above), h + self.output(gate(left))
+            gates = [g + bias for g, bias in zip(gates, self.context(context).split(self.gates, dim=1), strict=True)]
+        left, *above_gate = map(gate, gates)
+        return above_gate[0] if above_gate else v, h + self.output(left)
 
 
 class GatedPixelCNN(nn.Module):
@@ -140,7 +141,9 @@ class GatedPixelCNN(nn.Module):
             size = kernel_size if conditioning == "input" else 1
             self.input_context = nn.Conv2d(context_channels, 2 * channels, size, padding="same", bias=False)
         per_layer = context_channels if conditioning == "bias" else 0
-        self.layers = nn.ModuleList(GatedLayer(channels, kernel_size, per_layer) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            GatedLayer(channels, kernel_size, per_layer, last=index == layers - 1) for index in range(layers)
+        )
         self.head = ChannelHead(channels, hidden or channels, image_channels, parameters)
 
     @property

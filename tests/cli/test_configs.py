@@ -1,0 +1,57 @@
+"""Every shipped configuration parses, and builds the model it says."""
+
+from pathlib import Path
+
+import pytest
+
+from vlae.cli import find_config, train_parser
+from vlae.models.saving import build
+from vlae.nn import MaskedConv2d, PlainPixelCNN
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
+
+
+def model_of(name: str):
+    settings = train_parser().parse_args(["--config", str(find_config(name))])
+    arguments = dict(settings.model.init_args.as_dict(), image_shape=SHAPES.get(settings.data.name, (1, 28, 28)))
+    return build(settings.model.class_path.rsplit(".", 1)[-1], arguments), settings
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configuration_builds(path):
+    model, _ = model_of(path.stem)
+    assert sum(p.numel() for p in model.parameters()) > 0
+
+
+def test_there_are_configurations():
+    assert {path.stem for path in CONFIGS} >= {
+        "digits",
+        "mnist",
+        "mnist-paper-static",
+        "mnist-paper-dynamic",
+        "cifar10",
+    }
+
+
+@pytest.mark.parametrize(("name", "distinct"), [("mnist-paper-static", 1), ("mnist-paper-dynamic", 5)])
+def test_paper_presets_are_the_papers(name, distinct):
+    model, settings = model_of(name)
+    pixels = model.decoder.pixels
+    assert isinstance(pixels, PlainPixelCNN)
+    assert 1 + pixels.depth == 6  # masked layers
+    assert len({id(m) for m in pixels.modules() if isinstance(m, MaskedConv2d) and m.mask_type == "B"}) == distinct
+    assert len(pixels.pointwise) == 4
+    assert model.decoder.receptive_field.size == 69  # the blind spot of six plain 3x3 layers is part of the model
+    assert model.latent_shape == (64,)
+    assert len(model.prior_module.steps) == 4
+    orders = [step.order.tolist() for step in model.prior_module.steps]
+    assert orders[1] == orders[0][::-1] == orders[3]
+    assert orders[2] == orders[0]
+    hidden = [layer.weight.shape[0] for layer in model.prior_module.steps[0].hyper if hasattr(layer, "weight")]
+    assert hidden == [640, 640, 64]  # three layers; 64 outputs: shifts only
+    assert settings.objective.init_args.free_nats == pytest.approx(0.01 * 28 * 28)
+    assert settings.optimizer.name == "adamax"
+    assert settings.optimizer.lr == 0.002
+    assert settings.trainer.ema_decay == 0.998
+    assert settings.data.split == "train+validation"
