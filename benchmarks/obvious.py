@@ -53,21 +53,26 @@ class FullMaskedConv2d(nn.Conv2d):
 class ObviousLayer(nn.Module):
     """A gated layer: vertical and horizontal stack (van den Oord et al. 2016, arXiv 1606.05328)."""
 
-    def __init__(self, channels: int, k: int, context_channels: int):
+    def __init__(self, channels: int, k: int, context_channels: int, last: bool):
         super().__init__()
+        self.last = last
         self.vertical = FullMaskedConv2d(channels, 2 * channels, (k, k), own_row=True)
         self.horizontal = FullMaskedConv2d(channels, 2 * channels, (1, k), own=True)
         self.across = nn.Conv2d(2 * channels, 2 * channels, 1, bias=False)
-        self.context = nn.Conv2d(context_channels, 4 * channels, 1, bias=False)
+        self.context = nn.Conv2d(context_channels, (2 if last else 4) * channels, 1, bias=False)
         self.output = nn.Conv2d(channels, channels, 1)
 
     def forward(self, v: Tensor, h: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Features of both stacks [B, channels, H, W] -> the same."""
-        for_above, for_left = self.context(context).chunk(2, dim=1)
         vertical = self.vertical(v)
-        horizontal = self.horizontal(h) + self.across(vertical) + for_left
-        tanh, sigmoid = (vertical + for_above).chunk(2, dim=1)
-        v = torch.tanh(tanh) * torch.sigmoid(sigmoid)
+        horizontal = self.horizontal(h) + self.across(vertical)
+        if self.last:
+            horizontal = horizontal + self.context(context)
+        else:
+            for_left, for_above = self.context(context).chunk(2, dim=1)
+            horizontal = horizontal + for_left
+            tanh, sigmoid = (vertical + for_above).chunk(2, dim=1)
+            v = torch.tanh(tanh) * torch.sigmoid(sigmoid)
         tanh, sigmoid = horizontal.chunk(2, dim=1)
         return v, h + self.output(torch.tanh(tanh) * torch.sigmoid(sigmoid))
 
@@ -90,7 +95,10 @@ class ObviousVLAE(nn.Module):
         self.input_above = FullMaskedConv2d(1, channels, (k, k))
         self.input_left = FullMaskedConv2d(1, channels, (1, k))
         self.input_context = nn.Conv2d(maps, 2 * channels, 1, bias=False)
-        self.layers = nn.ModuleList(ObviousLayer(channels, k, maps) for _ in range(config["decoder_layers"]))
+        self.layers = nn.ModuleList(
+            ObviousLayer(channels, k, maps, last=index == config["decoder_layers"] - 1)
+            for index in range(config["decoder_layers"])
+        )
         self.head = nn.Sequential(nn.ELU(), nn.Conv2d(channels, channels, 1), nn.ELU(), nn.Conv2d(channels, 1, 1))
         self.flow = nn.ModuleList(flow_step(config, index) for index in range(config["flow_steps"]))
         self.latent_dim = latent_dim

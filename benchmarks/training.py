@@ -12,10 +12,7 @@ Lightning's loop around the step is in neither. That both compute the same bound
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-import os
-import platform
 import statistics
 import sys
 import time
@@ -29,8 +26,7 @@ from torch import Tensor
 
 import vlae.data
 from vlae import VLAE, VlaeError, cli
-from vlae.models.saving import build
-from vlae.training.speed import best_precision, can_compile, compile_networks
+from vlae.training.speed import best_precision, can_compile, compile_networks, machine
 
 WARM_UP_STEPS = 3
 CONFIG = Path(__file__).parents[1] / "configs" / "mnist.yaml"
@@ -43,13 +39,12 @@ class Setup:
         parser = cli.train_parser()
         settings = cli.parse(parser, [f"--config={cli.find_config(config)}"])
         model = settings.pop("model")
-        made = parser.instantiate_classes(settings)
+        made = parser.instantiate(settings)
         self.objective, self.optimizer, self.trainer = made.objective, made.optimizer, made.trainer
         self.batch_size, self.device = made.data.batch_size, device
         self.images = self.load(made.data)
         torch.manual_seed(made.seed)
-        arguments = dict(model.init_args.as_dict(), image_shape=self.images.image_shape)
-        self.model: VLAE = build(model.class_path.rsplit(".", 1)[-1], arguments)  # type: ignore[assignment]
+        self.model: VLAE = cli.build_model(model, self.images.image_shape)  # type: ignore[assignment]
 
     def load(self, data: Any) -> vlae.data.ImageDataset:
         """The configuration's training images, or noise of MNIST's shape where they can't be had."""
@@ -239,17 +234,6 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
     )
-
-
-def machine(device: torch.device) -> str:
-    """What it ran on, in one line."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
-    software = f"torch {torch.__version__} with {torch.get_num_threads()} threads"
-    return f"{gpu}{name}, {os.cpu_count()} cores, {software}, {best_precision(device)}"
 
 
 def main() -> int:

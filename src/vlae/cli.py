@@ -187,7 +187,6 @@ def train(words: list[str]) -> int:
         raise VlaeError("no model: give --config NAME (mnist, digits, ...) or --model VLAE")
     from jsonargparse import Namespace
 
-    from vlae.models.saving import build
     from vlae.training import run
 
     model_settings, settings_without_model = settings.pop("model"), settings
@@ -201,8 +200,7 @@ def train(words: list[str]) -> int:
     data: run.DataSettings = objects.data
     directory = run.choose_directory(objects.run, config_name or data.name, settings.resume)
     torch.manual_seed(settings.seed)
-    arguments = dict(model_settings.init_args.as_dict(), image_shape=data.load(data.split).image_shape)
-    model = build(model_settings.class_path.rsplit(".", 1)[-1], arguments)
+    model = build_model(model_settings, data.load(data.split).image_shape)
     started = time.monotonic()
     saved = run.train(
         model,  # type: ignore[arg-type]
@@ -219,6 +217,13 @@ def train(words: list[str]) -> int:
     print(f"trained in {minutes:.1f} minutes; the model is {saved}, the log {directory / 'logs' / 'train.log'}")
     print(f"next: vlae eval --run {directory}")
     return 0
+
+
+def build_model(settings: Any, image_shape: tuple[int, int, int]) -> Any:
+    """The new model that the `model` part of a configuration describes, for images of that shape."""
+    from vlae.models.saving import build
+
+    return build(settings.class_path.rsplit(".", 1)[-1], {**settings.init_args.as_dict(), "image_shape": image_shape})
 
 
 def _resolve_config(words: list[str]) -> tuple[list[str], str | None]:
@@ -253,7 +258,7 @@ def _add_data(parser: Any) -> None:
 
 
 def choose_model(settings: Any) -> tuple[Any, Path]:
-    """The model that was asked for (else that of the newest run, saying so), and the directory for what is made of it."""
+    """The model that was asked for, else that of the newest run (saying so), and where to put what is made of it."""
     from vlae.models.saving import load, pretrained_names
     from vlae.training.run import export
 

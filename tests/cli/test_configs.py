@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlae.cli import find_config, train_parser
-from vlae.models.saving import build
+from vlae.cli import build_model, find_config, train_parser
 from vlae.nn import MaskedConv2d, PlainPixelCNN
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -14,8 +13,7 @@ SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 
 def model_of(name: str):
     settings = train_parser().parse_args(["--config", str(find_config(name))])
-    arguments = dict(settings.model.init_args.as_dict(), image_shape=SHAPES.get(settings.data.name, (1, 28, 28)))
-    return build(settings.model.class_path.rsplit(".", 1)[-1], arguments), settings
+    return build_model(settings.model, SHAPES.get(settings.data.name, (1, 28, 28))), settings
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

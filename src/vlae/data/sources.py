@@ -4,8 +4,7 @@ import hashlib
 import logging
 import os
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ import numpy as np
 import pooch
 
 from vlae.errors import VlaeError
+from vlae.files import replacing
 
 Root = str | Path | None
 _CHECK = True  # tests switch it off, to run loaders on small files of the same format
@@ -124,18 +124,6 @@ def keep(file: File, arrays: Mapping[str, np.ndarray]) -> bool:
     except OSError:
         return False
     return True
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def one_line(error: BaseException) -> str:

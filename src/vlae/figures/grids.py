@@ -13,6 +13,7 @@ from matplotlib.font_manager import FontProperties
 from torch import Tensor
 
 from vlae.errors import VlaeError
+from vlae.files import replacing
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -103,17 +104,11 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise VlaeError(f"figures are saved as PNG, but {path} does not end in .png")
-    # Beside the target, because os.replace is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, format="png", dpi="figure")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi="figure")
     except OSError as error:
         raise VlaeError(f"can't write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary.is_file():
-            temporary.unlink()
     return path
 
 

@@ -171,6 +171,20 @@ class LatentVariableModel(Savable):
             )
         self.likelihood.check(x)
 
+    def check_levels(self, levels: int, name: str) -> None:
+        """Refuses data whose number of levels is not the likelihood's; `name` is the data set's."""
+        expected = self.likelihood.levels
+        if expected is None or levels == expected:
+            return
+        if levels == 2:
+            advice = "set model.likelihood=bernoulli"
+        elif expected == 2:
+            advice = "set data.binarize=dynamic"
+        else:
+            advice = f"set model.likelihood_options.levels={levels}"
+        kind = type(self.likelihood).__name__
+        raise VlaeError(f"the likelihood {kind} has {expected} levels and {name} has {levels}: {advice}")
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Eval mode inside, the former mode afterwards: sampling never updates or uses batch statistics."""

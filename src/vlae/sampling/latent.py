@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlae.errors import VlaeError
+from vlae.files import replacing
 from vlae.models.base import LatentVariableModel
 
 
@@ -42,9 +42,6 @@ def prior_samples(
 
 def save_array(images: Tensor, path: Path) -> Path:
     """Writes images [N, C, H, W] in [0, 1] as uint8 under the name `images` in an .npz file, atomically; returns it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, images=(images * 255).round().to(torch.uint8).cpu().numpy())
-    os.replace(temporary, path)
     return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import math
-import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
 from vlae.evaluation import BITS
+from vlae.files import replacing
 from vlae.training.speed import compile_networks, eager
 from vlae.training.task import Task
 
@@ -147,9 +147,7 @@ def write_row(path: Path, row: dict[str, float]) -> None:
         with path.open(newline="") as file:
             rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
     columns = list(dict.fromkeys([*(rows[0] if rows else []), *row]))
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows([*rows, row])
-    os.replace(temporary, path)

@@ -11,9 +11,7 @@ outputs/<name>/
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from vlae import data
 from vlae.errors import VlaeError
+from vlae.files import write_text
 from vlae.models.base import LatentVariableModel
 from vlae.models.saving import build
 from vlae.objectives import Objective
@@ -140,7 +139,7 @@ def train(
         resume: go on from `ckpts/last.ckpt`, bit for bit as if there had been no stop.
     """
     training, validation = data.load(data.split), data.load("validation")
-    check_fit(model, training)
+    model.check_levels(training.effective_levels, training.name)
     last = directory / "ckpts" / "last.ckpt"
     if resume and not last.is_file():
         raise VlaeError(f"nothing to resume: {last} does not exist; train without --resume")
@@ -222,18 +221,6 @@ def _engine(settings: TrainerSettings, directory: Path, checkpoints: ModelCheckp
     )
 
 
-def check_fit(model: LatentVariableModel, dataset: data.ImageDataset) -> None:
-    """Refuses a model whose likelihood has other levels than the data."""
-    levels, expected = dataset.effective_levels, model.likelihood.levels
-    if expected is not None and levels != expected:
-        advice = "set data.binarize=dynamic" if expected == 2 else f"set model.likelihood_options.levels={levels}"
-        if levels == 2:
-            advice = "set model.likelihood=bernoulli"
-        raise VlaeError(
-            f"the likelihood {type(model.likelihood).__name__} has {expected} levels and {dataset.name} has {levels}: {advice}"
-        )
-
-
 def export(directory: Path) -> Path:
     """Saves the best checkpoint's averaged weights as `<run>/model` and returns that path."""
     best = directory / "ckpts" / "best.ckpt"
@@ -274,20 +261,6 @@ def choose_directory(settings: RunSettings, default_name: str, resume: bool) -> 
     if not (directory / "config.yaml").is_file() and any(directory.iterdir()):
         raise VlaeError(f"{directory} is not a run, so it is not overwritten: choose another --run.name")
     return directory
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

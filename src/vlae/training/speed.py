@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -37,6 +39,18 @@ def compile_networks(model: LatentVariableModel) -> None:
     """
     for network in model.networks():
         network.compile(dynamic=False)
+
+
+def machine(device: torch.device | None = None) -> str:
+    """What it runs on, in one line: to be named beside every measured time."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    device = device or torch.device("cpu")
+    gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
+    software = f"torch {torch.__version__} with {torch.get_num_threads()} threads"
+    return f"{gpu}{name}, {os.cpu_count()} cores, {software}, {best_precision(device)}"
 
 
 @contextmanager

@@ -27,8 +27,8 @@ class OptimizerSettings:
         name: "adam", "adamw" or "adamax" (the paper's).
         lr: the highest learning rate.
         warmup_steps: steps of a linear rise to it.
-        schedule: after the warm-up: "constant", "cosine" (to `final_lr` at the end of training) or "plateau" (halved when
-            the validation bound has not improved for `patience` epochs).
+        schedule: after the warm-up: "constant", "cosine" (to `final_lr` at the end of training) or "plateau" (halved
+            when the validation bound has not improved for `patience` epochs).
         final_lr: where the cosine ends, as a fraction of lr.
         patience: epochs, for "plateau".
         weight_decay: of the optimiser.
@@ -86,17 +86,17 @@ class BadStepGuard:
         self.in_a_row += 1
         if self.in_a_row >= self.limit:
             raise VlaeError(
-                f"training stopped at step {step}: the loss or its gradient was NaN or infinite in {self.in_a_row} steps "
-                f"in a row; lower optimizer.lr (now {lr:g}), add optimizer.warmup_steps, lower trainer.gradient_clip or "
-                "set trainer.precision=32-true, then --resume from the last checkpoint"
+                f"training stopped at step {step}: the loss or its gradient was NaN or infinite in {self.in_a_row} "
+                f"steps in a row; lower optimizer.lr (now {lr:g}), add optimizer.warmup_steps, lower "
+                "trainer.gradient_clip or set trainer.precision=32-true, then --resume from the last checkpoint"
             )
 
 
 class Task(pl.LightningModule):
     """Trains a model under an objective. Its validation is of the model's own bound, whatever the objective.
 
-    The noise of a step is a function of (seed, epoch, batch) alone, so that a resumed run repeats the original bit for bit
-    without any stored generator state.
+    The noise of a step is a function of (seed, epoch, batch) alone, so that a resumed run repeats the original bit for
+    bit without any stored generator state.
     """
 
     def __init__(
