@@ -1,9 +1,11 @@
 # Every target sets up what it needs, so each of them works on a bare machine with Python >= 3.11.
 # Options for the command behind a target go into ARGS:  make train-mnist ARGS="--trainer.max_epochs 3"
+# and options for pip, such as an index of CPU builds of PyTorch, into PIP_ARGS.
 
 PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
+PIP_ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 INSTALLED_DEV := .venv/.installed-dev
@@ -95,9 +97,11 @@ export REMOVE_DOWNLOADS
 	@touch $@
 
 $(INSTALLED): pyproject.toml | .venv/.created
-	$(BIN)/pip install -e .
+	@echo "installing vlae and what it needs into .venv (a minute or two)"
+	$(BIN)/pip install -q $(PIP_ARGS) -e .
 	@touch $@
 
 $(INSTALLED_DEV): pyproject.toml | .venv/.created
-	$(BIN)/pip install -e '.[dev]'
+	@echo "installing vlae, what it needs and the developers' tools into .venv (a minute or two)"
+	$(BIN)/pip install -q $(PIP_ARGS) -e '.[dev]'
 	@touch $(INSTALLED) $@

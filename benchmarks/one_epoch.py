@@ -50,10 +50,8 @@ def one_epoch(name: str, images: int, folder: Path) -> str:
         raise VlaeError(f"training on {name} failed")
     minutes = (time.monotonic() - started) / 60
     trained = load(folder / name)
-    assert isinstance(trained, LatentVariableModel)
     torch.manual_seed(0)
     untrained = build(type(trained).__name__, trained.config).eval()
-    assert isinstance(untrained, LatentVariableModel)
     held_out = DataSettings(**trained.metadata["data"]).load("test").subset(images)
     before, after = bound(untrained, held_out), bound(trained, held_out)
     return (

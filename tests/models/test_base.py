@@ -293,3 +293,10 @@ def test_autocast_is_not_refused(tiny_vlae, binary):
     assert low.dtype == torch.float32
     full = model.elbo(x, generator=torch.Generator().manual_seed(0)).elbo
     torch.testing.assert_close(low, full, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 4, 1)])
+def test_latents_of_another_shape_are_refused(shape, tiny_vlae):
+    model = tiny_vlae(latent_dim=4)
+    with pytest.raises(VlaeError, match=r"latents of shape \[B, 4\]"):
+        model.decode(torch.zeros(shape, dtype=torch.float64))

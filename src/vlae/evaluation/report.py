@@ -49,7 +49,7 @@ def run(
     if double:
         model = copy.deepcopy(model).double()
     started = time.monotonic()
-    result = _evaluate_with_bars(model, dataset, nll_samples, nll_images, batch_size, seed)
+    result = evaluate_dataset(model, dataset, nll_samples, nll_images, batch_size, seed)
     seconds = time.monotonic() - started
     print_table(result, f"{type(model).__name__} on {dataset.protocol} ({seconds:.0f} s)")
     values = {"data": dataset.protocol, "seed": seed, "seconds": round(seconds, 1), **result.to_dict()}
@@ -99,14 +99,15 @@ def print_table(result: Evaluation, title: str) -> None:
         console.print("a density: nats of continuous data; bits/dim would need dequantised images")
 
 
-def _evaluate_with_bars(
+def evaluate_dataset(
     model: LatentVariableModel,
     dataset: ImageDataset,
-    nll_samples: int,
-    nll_images: int | None,
-    batch_size: int,
-    seed: int,
+    nll_samples: int = 0,
+    nll_images: int | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
 ) -> Evaluation:
+    """`evaluate` on a data set, with progress bars; the batch size does not change the result."""
     dtype = next(model.parameters()).dtype
 
     def batches() -> Iterator[tuple[Tensor, list[int]]]:

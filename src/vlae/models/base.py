@@ -171,6 +171,12 @@ class LatentVariableModel(Savable):
             )
         self.likelihood.check(x)
 
+    def check_latents(self, z: Tensor) -> None:
+        """Refuses anything but latents [B, *latent_shape]."""
+        if not isinstance(z, Tensor) or tuple(z.shape[1:]) != tuple(self.latent_shape) or z.ndim < 2:
+            got = list(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise VlaeError(f"expected latents of shape [B, {', '.join(map(str, self.latent_shape))}]; got {got}")
+
     def check_levels(self, levels: int, name: str) -> None:
         """Refuses data whose number of levels is not the likelihood's; `name` is the data set's."""
         expected = self.likelihood.levels

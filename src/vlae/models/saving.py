@@ -11,7 +11,7 @@ import tempfile
 from functools import wraps
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import safetensors.torch
 import torch
@@ -19,6 +19,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from vlae.errors import VlaeError
+
+if TYPE_CHECKING:
+    from vlae.models.base import LatentVariableModel
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FORMAT = 1
@@ -128,14 +131,14 @@ def locate(path_or_name: str | os.PathLike[str]) -> Path:
     )
 
 
-def build(kind: str, arguments: dict[str, Any]) -> Savable:
+def build(kind: str, arguments: dict[str, Any]) -> LatentVariableModel:
     """A new model of the class with that name; only this package's models and registered subclasses are on the list."""
     if kind not in _classes:
         raise VlaeError(f"unknown model {kind!r}: expected one of {', '.join(_classes)}")
-    return _classes[kind](**arguments)
+    return cast("LatentVariableModel", _classes[kind](**arguments))
 
 
-def load(path_or_name: str | os.PathLike[str]) -> Savable:
+def load(path_or_name: str | os.PathLike[str]) -> LatentVariableModel:
     """Loads a saved model, on the CPU and in eval mode, from a directory or a pretrained name.
 
     Only classes of this package are built, and the weights are checked against the checksum in the configuration.

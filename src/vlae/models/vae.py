@@ -121,6 +121,7 @@ class VAE(VectorLatentModel):
 
     def decode(self, z: Tensor, temperature: float = 1.0) -> Factorised:
         """p(x|z) for z [B, latent_dim]: has `.mean` and `.mode`."""
+        self.check_latents(z)
         parameters = self.decoder(z).to(z.dtype).unflatten(1, (self.image_shape[0], -1))
         return Factorised(self.likelihood, parameters, temperature)
 
@@ -282,6 +283,7 @@ class VLAE(VectorLatentModel):
 
     def decode(self, z: Tensor, temperature: float = 1.0) -> Autoregressive:
         """p(x|z) for z [B, latent_dim]: has `.mode` and `scan()`, but no closed-form mean."""
+        self.check_latents(z)
         return Autoregressive(self.decoder.pixels, self.likelihood, self.decoder(z), self.image_shape, temperature)
 
     def networks(self) -> list[nn.Module]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,8 +26,7 @@ def upsample(in_channels: int, out_channels: int, size: tuple[int, int]) -> nn.C
 class ResidualBlock(nn.Module):
     """y = shortcut(x) + conv(elu(conv(elu(x)))), 3x3, pre-activation (He et al. 2016, arXiv 1603.05027).
 
-    `resize` makes the first convolution and the shortcut of a block that changes resolution or width; without it the
-    shortcut is the identity. [B, in, H, W] -> [B, out, H', W'].
+    Made by `same`, `down` or `up`, which choose the first convolution and the shortcut. [B, in, H, W] -> [B, out, H', W'].
     """
 
     def __init__(self, first: nn.Module, shortcut: nn.Module, channels: int):
@@ -68,8 +66,3 @@ class PointwiseBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, H, W] -> the same shape."""
         return x + self.second(F.elu(self.first(F.elu(x))))
-
-
-def channels_last(module: nn.Module) -> nn.Module:
-    """Lays the module's image weights out channels-last, which CPU and GPU convolutions prefer; in place."""
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -169,13 +169,16 @@ def train(
             f"training {type(model).__name__} with {sum(p.numel() for p in model.parameters()):,} parameters on "
             f"{training.protocol}; {engine.precision}, run {directory}"
         )
-        engine.fit(
-            task,
-            batches,
-            data_loader(validation, data.batch_size),
-            ckpt_path=str(last) if resume else None,
-            weights_only=True if resume else None,
-        )
+        try:
+            engine.fit(
+                task,
+                batches,
+                data_loader(validation, data.batch_size),
+                ckpt_path=str(last) if resume else None,
+                weights_only=True if resume else None,
+            )
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from None
     return export(directory)
 
 
