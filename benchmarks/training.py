@@ -278,7 +278,7 @@ def run(setup: Setup, options: argparse.Namespace, difference: float) -> str:
         parts.append(text + "\n")
 
     weights = sum(p.numel() for p in setup.model.parameters())
-    say(f"Machine: {machine(setup.device)}.")
+    say(f"Machine: {machine(setup.device)}; precision {best_precision(setup.device)}.")
     say(
         f"Data: {setup.images.protocol}. Configuration {Path(options.config).stem}: {weights:,} weights, batches of "
         f"{setup.batch_size}. Both implementations give the same bound, to {difference:.0e} nats."

@@ -39,7 +39,7 @@ On {test}. Nats per image; noise keyed by image, seed {seed}.
 | NLL, K = {nll_samples}, first {nll_images} images | {nll:.4f} ± {nll_error:.4f} | {nll_bits:.2f} |
 
 Decoding an image with another image's z costs {shuffled_gap:.2f} nats more: z is used. {active_units} of {latent_dim}
-latent units are active. Effective sample size of the NLL: {ess:.1f}. Measured on {machine}.
+latent units are active. Effective sample size of the NLL: {ess:.1f}. Measured in float32 on {machine}.
 
 **Checked by** `vlae eval --model {name} --check` (within 0.02 nats).
 """

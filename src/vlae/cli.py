@@ -203,7 +203,7 @@ def train(words: list[str]) -> int:
     model = build_model(model_settings, data.load(data.split).image_shape)
     started = time.monotonic()
     saved = run.train(
-        model,  # type: ignore[arg-type]
+        model,
         objects.objective,
         objects.optimizer,
         data,

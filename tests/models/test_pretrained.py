@@ -1,4 +1,4 @@
-"""The models that come with the package: they load, their cards say what their metadata say, and the numbers are true."""
+"""The models that come with the package: they load, and their cards and metadata say what is true."""
 
 import os
 

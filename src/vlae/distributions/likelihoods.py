@@ -24,7 +24,7 @@ class Pixelwise(Distribution):
     """An element-wise distribution that can be sampled from given uniforms: the base of those below."""
 
     arg_constraints: dict = {}
-    support = constraints.unit_interval
+    support: constraints.Constraint = constraints.unit_interval
 
     def __init__(self, shape: torch.Size):
         super().__init__(shape, validate_args=False)

@@ -25,7 +25,7 @@ class StandardNormal(Distribution):
 
     def __init__(self, shape: Sequence[int], like: Tensor):
         self.like = like
-        super().__init__((), torch.Size(shape), validate_args=False)
+        super().__init__(torch.Size(), torch.Size(shape), validate_args=False)
 
     @property
     def mean(self) -> Tensor:
@@ -81,7 +81,7 @@ class FlowPrior(Distribution):
 
     def __init__(self, steps: Sequence[nn.Module], dimensions: int, like: Tensor, scannable: bool):
         self.steps, self.like, self.scannable = steps, like, scannable
-        super().__init__((), torch.Size([dimensions]), validate_args=False)
+        super().__init__(torch.Size(), torch.Size([dimensions]), validate_args=False)
 
     def _to_noise(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z [..., D] -> eps [..., D] and each dimension's share of the log-determinant [..., D]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from vlae.errors import VlaeError
 Visit = Callable[..., Tensor]  # visit(sites, conditional) -> values at those sites
 
 
-class Pixels(NamedTuple):
+@dataclass(frozen=True)
+class Pixels:
     """The sites of one step over an image: one channel, n pixels. `x[pixels.index]` is [B, n]."""
 
     channel: int
@@ -27,7 +28,8 @@ class Pixels(NamedTuple):
         return (slice(None), self.channel, self.rows, self.columns)
 
 
-class Dimensions(NamedTuple):
+@dataclass(frozen=True)
+class Dimensions:
     """The sites of one step over a latent vector: `z[..., dimensions.index]` is [n, number of sites]."""
 
     index: Tensor

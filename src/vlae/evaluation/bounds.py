@@ -98,7 +98,7 @@ def evaluate(
     nll_samples: int = 0,
     nll_images: int | None = None,
     seed: int = 0,
-    chunk: int = 512,
+    chunk: int = 128,
     progress: Callable[[str, int], None] = lambda stage, images: None,
 ) -> Evaluation:
     """Evaluates a model on a data set; independent of the batch size, since all noise is keyed by image.
@@ -171,7 +171,7 @@ def importance_nll(
     samples: int,
     images: int,
     seed: int = 0,
-    chunk: int = 512,
+    chunk: int = 128,
     progress: Callable[[str, int], None] = lambda stage, images: None,
 ) -> tuple[Tensor, Tensor]:
     """-log p(x) by importance sampling on the first `images` images: nats and effective sample sizes, [images] each."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
+from vlae.distributions.autoregressive import Autoregressive
 from vlae.distributions.likelihoods import Factorised, Likelihood
 from vlae.distributions.noise import Generators
 from vlae.distributions.posteriors import DiagonalGaussian, rate_per_dimension
@@ -60,7 +60,7 @@ class LatentVariableModel(Savable):
         """q(z|x) for images x [B, C, H, W] in [0, 1]."""
         raise NotImplementedError
 
-    def decode(self, z: Tensor, temperature: float = 1.0) -> Distribution:
+    def decode(self, z: Tensor, temperature: float = 1.0) -> Factorised | Autoregressive:
         """p(x|z) for z [B, *latent_shape]; the temperature sharpens (< 1) each sub-pixel's distribution."""
         raise NotImplementedError
 
@@ -90,7 +90,7 @@ class LatentVariableModel(Savable):
         return Bound(-self.decode(z).log_prob(x), rates.flatten(1).sum(1), rates, z)
 
     @torch.no_grad()
-    def log_weights(self, x: Tensor, samples: int, generator: Generators = None, chunk: int = 512) -> Iterator[Tensor]:
+    def log_weights(self, x: Tensor, samples: int, generator: Generators = None, chunk: int = 128) -> Iterator[Tensor]:
         """log w_k = log p(x|z_k) + log p(z_k) - log q(z_k|x), z_k ~ q(z|x), in chunks [k, B] that add up to `samples`.
 
         The encoder runs once; about `chunk` images are decoded at a time. The noise is drawn at once, so that the
@@ -104,7 +104,7 @@ class LatentVariableModel(Savable):
             decoded = self.decode(z.flatten(0, 1)).log_prob(x.repeat(len(z), 1, 1, 1)).unflatten(0, z.shape[:2])
             yield decoded + prior.log_prob(z) - q.log_prob(z)
 
-    def log_likelihood(self, x: Tensor, samples: int = 1000, generator: Generators = None, chunk: int = 512) -> Tensor:
+    def log_likelihood(self, x: Tensor, samples: int = 1000, generator: Generators = None, chunk: int = 128) -> Tensor:
         """Importance-weighted lower bound on log p(x), log (1/K) sum_k w_k, in nats, [B] (Burda et al. 2016).
 
         The model is in eval mode inside, whatever mode it is in.

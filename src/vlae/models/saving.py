@@ -55,7 +55,7 @@ class Savable(nn.Module):
             else:
                 construct(self, *args, **kwargs)
 
-        cls.__init__ = recording  # type: ignore[method-assign]
+        cls.__init__ = recording  # type: ignore[method-assign, assignment]
 
     def save_pretrained(self, path: str | os.PathLike[str], card: str | None = None) -> Path:
         """Writes the model to the directory `path`, replacing a model that is there; returns the path.

@@ -26,7 +26,8 @@ def upsample(in_channels: int, out_channels: int, size: tuple[int, int]) -> nn.C
 class ResidualBlock(nn.Module):
     """y = shortcut(x) + conv(elu(conv(elu(x)))), 3x3, pre-activation (He et al. 2016, arXiv 1603.05027).
 
-    Made by `same`, `down` or `up`, which choose the first convolution and the shortcut. [B, in, H, W] -> [B, out, H', W'].
+    Made by `same`, `down` or `up`, which choose the first convolution and the shortcut.
+    [B, in, H, W] -> [B, out, H', W'].
     """
 
     def __init__(self, first: nn.Module, shortcut: nn.Module, channels: int):

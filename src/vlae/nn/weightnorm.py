@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +42,12 @@ def data_dependent_init(module: nn.Module, run: Callable[[], object], scale: flo
         factor = scale / output.std(others).clamp(min=1e-6)
         # A layer that is constant on this batch (a zero input, say) keeps its gain: only its bias is centred.
         factor = torch.where(factor < scale / 1e-5, factor, torch.ones_like(factor))
-        gain = layer.parametrizations.weight.original0  # type: ignore[union-attr]
+        gain = cast(Any, layer).parametrizations.weight.original0
         gain.mul_(factor.reshape(gain.shape))
         shape = [-1 if d == channel else 1 for d in range(output.ndim)]
         if layer.bias is None:
             return output * factor.reshape(shape)
-        layer.bias.copy_((layer.bias - mean) * factor)  # type: ignore[operator, arg-type]
+        layer.bias.copy_((layer.bias - mean) * factor)  # type: ignore[operator]
         return (output - mean.reshape(shape)) * factor.reshape(shape)
 
     layers = [m for m in module.modules() if isinstance(m, LAYERS) and is_parametrized(m, "weight")]

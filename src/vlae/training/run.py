@@ -152,7 +152,7 @@ def train(
     if not resume:
         torch.manual_seed(seed)
         model.initialise(next(iter(_batches(training, data.batch_size, seed))).images)
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = Task(model, objective, optimizer, seed, trainer.gradient_clip, trainer.max_bad_steps)
     checkpoints = ModelCheckpoint(
         directory / "ckpts",

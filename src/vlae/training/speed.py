@@ -49,8 +49,7 @@ def machine(device: torch.device | None = None) -> str:
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     device = device or torch.device("cpu")
     gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
-    software = f"torch {torch.__version__} with {torch.get_num_threads()} threads"
-    return f"{gpu}{name}, {os.cpu_count()} cores, {software}, {best_precision(device)}"
+    return f"{gpu}{name}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads"
 
 
 @contextmanager
