@@ -44,7 +44,7 @@ demo: install ## train, evaluate and draw on the digits that ship with scikit-le
 verify: install ## check this installation's numbers against exact ones
 	$(BIN)/vlae verify $(ARGS)
 
-bench: install ## time training
+bench: install ## time training against the obvious implementation
 	$(BIN)/python benchmarks/training.py $(ARGS)
 
 # -- develop ----------------------------------------------------------------------

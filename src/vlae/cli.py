@@ -352,7 +352,7 @@ def sample_prior(words: list[str]) -> int:
 
 
 def viz_recon_grid(words: list[str]) -> int:
-    """Held-out images above their reconstructions."""
+    """Held-out images above their reconstructions, deterministic and (autoregressive decoders) drawn."""
     parser = _parser("viz recon-grid")
     _add_choice(parser)
     _add_data(parser)
@@ -360,13 +360,19 @@ def viz_recon_grid(words: list[str]) -> int:
     parser.add_argument(
         "--output", type=str | None, default=None, help="PNG; the run's grids/recon_grid.png if not given"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn reconstructions")
     settings = parse(parser, words)
     from vlae import figures
+    from vlae.distributions import Autoregressive
+    from vlae.sampling import decompressions
 
     model, directory = choose_model(settings)
     x = choose_data(settings, model).subset(settings.count).tensor()
     path = Path(settings.output or directory / "grids" / "recon_grid.png")
-    figures.save(figures.recon_grid(x, model.reconstruct(x)), path)
+    rows = {"reconstruction": model.reconstruct(x)}
+    if isinstance(model.decode(model.encode(x).mean), Autoregressive):
+        rows = {"greedy": rows["reconstruction"], "drawn": decompressions(model, x, settings.seed)}
+    figures.save(figures.recon_grid(x, rows), path)
     print(f"{len(x)} reconstructions: {path}")
     return 0
 

@@ -119,6 +119,12 @@ def test_validation_metric_is_the_unclipped_bound_of_the_average(tmp_path, monke
     assert result.rate == pytest.approx(float(best["validation/rate"]), abs=1e-3)
 
 
+def test_another_model_is_not_resumed(tmp_path, monkeypatch):
+    train(tmp_path / "run", monkeypatch, epochs=1)
+    with pytest.raises(VlaeError, match="another latent_dim"):
+        run.check_resumable(tmp_path / "run" / "ckpts" / "last.ckpt", VLAE((1, 8, 8), **{**SMALL, "latent_dim": 5}))
+
+
 def test_resume_without_a_checkpoint_says_so(tmp_path, monkeypatch):
     with pytest.raises(VlaeError, match="nothing to resume"):
         train(tmp_path / "none", monkeypatch, resume=True)

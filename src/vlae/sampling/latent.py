@@ -1,4 +1,4 @@
-"""Samples from the prior, in any number."""
+"""Samples from the prior in any number, and decompressions of given images."""
 
 from __future__ import annotations
 
@@ -38,6 +38,19 @@ def prior_samples(
     generator = torch.Generator().manual_seed(seed)
     sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
     return torch.cat([model.sample(size, temperature, pixel_temperature, generator) for size in sizes])
+
+
+@torch.no_grad()
+def decompressions(model: LatentVariableModel, x: Tensor, seed: int = 0) -> Tensor:
+    """Stochastic reconstructions x' ~ p(x|z), z ~ q(z|x) of images x [B, C, H, W]: what the code keeps, in new texture.
+
+    The paper's "lossy decompressions" (Chen et al. 2017, section 4.1). In [0, 1].
+    """
+    model.check(x)
+    generator = torch.Generator().manual_seed(seed)
+    with model.evaluating():
+        z = model.encode(x).sample(generator=generator)
+        return model.decode(z).sample(generator=generator).clamp(0, 1)
 
 
 def save_array(images: Tensor, path: Path) -> Path:

@@ -141,8 +141,8 @@ def train(
     training, validation = data.load(data.split), data.load("validation")
     model.check_levels(training.effective_levels, training.name)
     last = directory / "ckpts" / "last.ckpt"
-    if resume and not last.is_file():
-        raise VlaeError(f"nothing to resume: {last} does not exist; train without --resume")
+    if resume:
+        check_resumable(last, model)
     if directory.exists() and not resume:  # to be overwritten: `choose_directory` let it through
         shutil.rmtree(directory)
     (directory / "logs").mkdir(parents=True, exist_ok=True)
@@ -249,6 +249,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch.load raises many kinds for damaged files
         raise VlaeError(f"{path} is not a whole checkpoint of vlae ({type(error).__name__}): train again") from None
     return checkpoint
+
+
+def check_resumable(last: Path, model: LatentVariableModel) -> None:
+    """Refuses to resume from a checkpoint that is missing, damaged, or of a model with other settings."""
+    if not last.is_file():
+        raise VlaeError(f"nothing to resume: {last} does not exist; train without --resume")
+    stored = read_checkpoint(last)["vlae"]["arguments"]
+    different = [key for key in {**stored, **model.config} if stored.get(key) != model.config.get(key)]
+    if different:
+        raise VlaeError(
+            f"{last} is of a model with another {', '.join(different)}: resume with the run's own config.yaml, "
+            "or choose another --run.name"
+        )
 
 
 def choose_directory(settings: RunSettings, default_name: str, resume: bool) -> Path:

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+import torch
+
+from vlae import VAE, VlaeError
+from vlae.sampling import decompressions, prior_samples, save_array
+
+
+def test_requested_counts_are_the_used_ones(tiny_vlae):
+    model = tiny_vlae()
+    for count in (1, 7, 8, 9):
+        assert len(prior_samples(model, count, batch_size=4)) == count
+    assert torch.equal(prior_samples(model, 5, seed=1), prior_samples(model, 5, seed=1))
+    assert not torch.equal(prior_samples(model, 5, seed=1), prior_samples(model, 5, seed=2))
+
+
+@pytest.mark.parametrize(
+    "options", [{"count": 0}, {"count": 1, "temperature": -1.0}, {"count": 1, "pixel_temperature": 0.0}]
+)
+def test_bad_requests(tiny_vlae, options):
+    with pytest.raises(VlaeError):
+        prior_samples(tiny_vlae(), **options)
+
+
+def test_decompressions_follow_q_and_p():
+    """With p(x|z) = Bernoulli(sigmoid(w z)) and q known, the mean of many decompressions is the integral over q."""
+    model = VAE((1, 1, 1), latent_dim=1, architecture="mlp", widths=[2]).double().eval()
+    x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    q = model.encode(x)
+    grid = torch.linspace(-8, 8, 4001, dtype=torch.float64)[:, None] * q.stddev + q.mean
+    weights = q.log_prob(grid[:, None]).flatten().exp()
+    exact = (model.decode(grid).mean.flatten() * weights).sum() / weights.sum()
+    drawn = decompressions(model, x.expand(20_000, 1, 1, 1), seed=3)
+    assert set(drawn.unique().tolist()) <= {0.0, 1.0}
+    assert drawn.mean().item() == pytest.approx(exact.item(), abs=4 * 0.5 / 20_000**0.5)
+
+
+def test_array_holds_the_pixels(tmp_path):
+    images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+    path = save_array(images, tmp_path / "new" / "x.npz")
+    assert np.load(path)["images"].flatten().tolist() == [0, 255]
