@@ -136,15 +136,14 @@ def model_options() -> list[str]:
 
 def find_config(name: str) -> Path:
     """A configuration file: a path, or the name of one that comes with the package."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    for folder in (resources.files("vlae") / "configs", Path(__file__).parents[2] / "configs"):
-        candidate = Path(str(folder)) / f"{name.removesuffix('.yaml')}.yaml"
-        if candidate.is_file():
-            return candidate
-    names = sorted(p.stem for p in (Path(__file__).parents[2] / "configs").glob("*.yaml"))
-    raise VlaeError(f"no configuration {name!r}: give a YAML file or one of {', '.join(names) or 'the shipped ones'}")
+    if Path(name).is_file():
+        return Path(name)
+    # In an installed package the configurations lie inside it, in a checkout beside `src`.
+    folders = [Path(str(resources.files("vlae"))) / "configs", Path(__file__).parents[2] / "configs"]
+    shipped = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    if (stem := name.removesuffix(".yaml")) in shipped:
+        return shipped[stem]
+    raise VlaeError(f"no configuration {name!r}: give a YAML file or one of {', '.join(shipped)}")
 
 
 def _parser(name: str) -> Any:
