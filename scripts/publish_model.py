@@ -23,7 +23,7 @@ CARD = """# {name}
 A `{kind}` with {parameters:,} parameters. Load it with `vlae.load("{name}")`.
 
 - **Trained on** {protocol}; {epochs} epochs, {steps:,} steps. The weights are the run's averaged (EMA) weights with the
-  best bound on the validation split; the test split was not used for any choice.
+  best bound on the validation split.
 - **Configuration**: the constructor arguments in `config.json`. {field}.
 - **Trained by** `{command}`.
 
