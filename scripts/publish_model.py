@@ -79,6 +79,7 @@ def main() -> int:
         **numbers,
         **bits,
     )
+    model.metadata["data"]["root"] = None  # this machine's
     model.metadata["expected"] = expected_numbers(result, arguments.seed)
     print(card)
     print(f"saved: {model.save_pretrained(PRETRAINED / arguments.name, card=card)}")

@@ -22,7 +22,7 @@ Command = Callable[[list[str]], int | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 1 (a check failed) or 2 (bad input, said in one line)."""
+    """Runs one command and returns its exit code: 0, 1 (a check failed), 2 (bad input, in one line) or 130 (interrupted)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(
         level=logging.INFO,
@@ -291,9 +291,10 @@ def choose_data(settings: Any, model: Any) -> Any:
     if name is None:
         raise VlaeError("this model does not say what it was trained on: give --data.name")
     same = name == own.get("name")
+    own_root = own.get("root") if same and Path(own.get("root") or "").is_dir() else None  # perhaps another machine's
     binarize = asked.binarize or (own.get("binarize") if same else None)
     options = {**(own.get("options", {}) if same else {}), **asked.options}
-    return load(name, asked.split, root=asked.root or (own.get("root") if same else None), binarize=binarize, **options)
+    return load(name, asked.split, root=asked.root or own_root, binarize=binarize, **options)
 
 
 def evaluate(words: list[str]) -> int:
@@ -366,10 +367,10 @@ def viz_recon_grid(words: list[str]) -> int:
     from vlae.sampling import decompressions
 
     model, directory = choose_model(settings)
-    x = choose_data(settings, model).subset(settings.count).tensor()
+    x = choose_data(settings, model).subset(settings.count).tensor().to(next(model.parameters()).dtype)
     path = Path(settings.output or directory / "grids" / "recon_grid.png")
     rows = {"reconstruction": model.reconstruct(x)}
-    if isinstance(model.decode(model.encode(x).mean), Autoregressive):
+    if isinstance(model.decode(model.encode(x[:1]).mean), Autoregressive):
         rows = {"greedy": rows["reconstruction"], "drawn": decompressions(model, x, settings.seed)}
     figures.save(figures.recon_grid(x, rows), path)
     print(f"{len(x)} reconstructions: {path}")
@@ -427,7 +428,3 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "models": (models, "list the pretrained models"),
     "verify": (verify, "check this installation against exact answers, in seconds"),
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

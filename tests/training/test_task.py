@@ -133,6 +133,21 @@ def test_average_follows_the_formula():
     torch.testing.assert_close(next(task.model.parameters()).detach(), expected)  # training ends with the average
 
 
+def test_plateau_halves_the_rate_and_keeps_it_halved():
+    """A model that can't improve (a learning rate of nearly 0) must see its rate fall, epoch after epoch."""
+    rates = []
+
+    class Record(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    task = small_task()
+    task.settings = OptimizerSettings("adam", lr=1e-6, schedule="plateau", patience=0, warmup_steps=3)
+    fit(task, epochs=5, callbacks=[Record()])
+    assert rates[0] == pytest.approx(1e-6)
+    assert rates[-1] <= 1e-6 / 4
+
+
 def test_step_seeds_are_distinct():
     seeds = {step_seed(s, e, b, r) for s in range(3) for e in range(20) for b in range(50) for r in range(3)}
     assert len(seeds) == 3 * 20 * 50 * 3

@@ -11,7 +11,7 @@ import zuko
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, constraints
 
-from vlae.distributions.noise import Generators, randn
+from vlae.distributions.noise import randn
 from vlae.distributions.scan import Dimensions, Visit
 from vlae.errors import VlaeError, require_positive
 
@@ -35,7 +35,7 @@ class StandardNormal(Distribution):
     def rsample(
         self,
         sample_shape: Sequence[int] = torch.Size(),
-        generator: Generators = None,
+        generator: torch.Generator | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
         """[*sample_shape, *shape], scaled by the temperature."""
@@ -44,7 +44,7 @@ class StandardNormal(Distribution):
     def sample(
         self,
         sample_shape: Sequence[int] = torch.Size(),
-        generator: Generators = None,
+        generator: torch.Generator | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
         """As `rsample`: there are no parameters to take gradients for."""
@@ -111,7 +111,7 @@ class FlowPrior(Distribution):
     def sample(
         self,
         sample_shape: Sequence[int] = torch.Size(),
-        generator: Generators = None,
+        generator: torch.Generator | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
         """[*sample_shape, D]: f of noise that is scaled by the temperature."""

@@ -52,7 +52,7 @@ def wavefront(height: int, width: int, slope: int) -> Iterator[tuple[Tensor, Ten
 
 
 def slope_of(method: str, width: int, slope: int) -> int:
-    """The slope that a named order stands for: "wavefront" (as steep as the field allows) or "raster"."""
+    """The slope that a named order stands for: "wavefront" (as flat as the field allows) or "raster"."""
     if method == "wavefront":
         return slope
     if method == "raster":

@@ -129,7 +129,7 @@ class LatentVariableModel(Savable):
         count: int,
         temperature: float = 1.0,
         pixel_temperature: float = 1.0,
-        generator: Generators = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Images x ~ p(x|z), z ~ p(z): [count, C, H, W] in [0, 1].
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vlae.evaluation import BITS
 from vlae.files import replacing
+from vlae.objectives import SoftFreeBits
 from vlae.training.speed import compile_networks, eager
 from vlae.training.task import Task
 
@@ -126,14 +127,17 @@ def epoch_line(row: dict[str, float], max_epochs: int | None, latent_dim: int) -
 
 def collapse_warning(rate: float, task: Task) -> str | None:
     """What to change when the validation rate (nats per image) is under one bit: the decoder ignores z."""
-    if rate * BITS >= COLLAPSED_BITS:
+    if not rate * BITS < COLLAPSED_BITS:  # NaN is another trouble
         return None
     config, advice = task.model.config, []
     if "decoder_layers" in config:
         advice.append(f"fewer decoder layers (--model.decoder_layers, now {config['decoder_layers']})")
         advice.append(f"a smaller kernel (--model.kernel_size, now {config['kernel_size']})")
-    advice.append("free bits (--objective.free_nats 8)")
-    advice.append("annealing beta (--objective.beta with class_path Linear, start 0, end 1, finish 0.2)")
+    if isinstance(task.objective, SoftFreeBits):
+        advice.append(f"a higher target rate (--objective.target_nats, now {task.objective.target_nats:g})")
+    else:
+        advice.append("free bits (--objective.free_nats 8)")
+        advice.append("annealing beta (--objective.beta with class_path Linear, start 0, end 1, finish 0.2)")
     return (
         f"the latent code is dying: its rate is {rate * BITS:.2f} bits per image, so the decoder ignores z. "
         f"Try {'; '.join(advice)}."

@@ -74,7 +74,8 @@ class TrainerSettings:
         gradient_clip: the gradient's norm is cut to this.
         early_stopping: stop after so many epochs without a better validation bound; 0 never does.
         max_bad_steps: stop after so many steps in a row with a NaN or infinite loss or gradient.
-        accelerator, devices, num_nodes, strategy: Lightning's.
+        accelerator: "auto" (CUDA where there is one, else the CPU), "cpu" or "cuda".
+        devices: 1; several would see the same batches, so they are refused for now.
         progress_bar: show one.
     """
 
@@ -86,9 +87,7 @@ class TrainerSettings:
     early_stopping: int = 0
     max_bad_steps: int = 20
     accelerator: str = "auto"
-    devices: int | str = "auto"
-    num_nodes: int = 1
-    strategy: str = "auto"
+    devices: int = 1
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
@@ -96,6 +95,12 @@ class TrainerSettings:
             raise VlaeError(f"trainer.max_epochs must be at least 1; got {self.max_epochs}")
         if not 0 <= self.ema_decay < 1:
             raise VlaeError(f"trainer.ema_decay must be in [0, 1); got {self.ema_decay}")
+        if self.devices != 1:
+            raise VlaeError(
+                f"trainer.devices must be 1: batches are not shared out between devices yet; got {self.devices}"
+            )
+        if self.accelerator not in ("auto", "cpu", "cuda"):
+            raise VlaeError(f"trainer.accelerator must be auto, cpu or cuda; got {self.accelerator!r}")
         known = ("auto", "32-true", "bf16-mixed", "64-true")
         if self.precision not in known:
             raise VlaeError(f"trainer.precision must be one of {', '.join(known)}; got {self.precision!r}")
@@ -153,11 +158,16 @@ def train(
         torch.manual_seed(seed)
         model.initialise(next(iter(_batches(training, data.batch_size, seed))).images)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    held_out = "validation" not in training.split
+    if trainer.early_stopping and not held_out:
+        raise VlaeError(
+            "early stopping needs held-out images, and this run trains on the validation split: switch it off"
+        )
     task = Task(model, objective, optimizer, seed, trainer.gradient_clip, trainer.max_bad_steps)
     checkpoints = ModelCheckpoint(
         directory / "ckpts",
         filename="best",
-        monitor="validation/elbo",
+        monitor="validation/elbo" if held_out else None,
         mode="max",
         save_last=True,
         save_on_train_epoch_end=True,
@@ -169,6 +179,12 @@ def train(
             f"training {type(model).__name__} with {sum(p.numel() for p in model.parameters()):,} parameters on "
             f"{training.protocol}; {engine.precision}, run {directory}"
         )
+        if not held_out:
+            logger.info(
+                "the validation images are trained on: their bound is no held-out one, and the last model is kept"
+            )
+        if (field := getattr(model.decoder, "receptive_field", None)) is not None:
+            logger.info(f"a pixel sees {field.size} earlier pixels: {field}")
         try:
             engine.fit(
                 task,
@@ -193,8 +209,10 @@ def data_loader(dataset: data.ImageDataset, batch_size: int) -> data.Batches:
 
 def _engine(settings: TrainerSettings, directory: Path, checkpoints: ModelCheckpoint) -> pl.Trainer:
     """Lightning's trainer with this package's callbacks."""
-    accelerator = settings.accelerator
-    device = torch.device("cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
+    # "auto" never means Apple's MPS, which lacks the float64 that sums and statistics are kept in.
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    accelerator = automatic if settings.accelerator == "auto" else settings.accelerator
+    device = torch.device("cuda" if accelerator in ("gpu", "cuda") else "cpu")
     precision = best_precision(device) if settings.precision == "auto" else settings.precision
     callbacks: list[pl.Callback] = [EpochReport(directory / "logs" / "metrics.csv"), checkpoints, LearningRateMonitor()]
     if settings.ema_decay:
@@ -202,7 +220,9 @@ def _engine(settings: TrainerSettings, directory: Path, checkpoints: ModelCheckp
     if settings.compile and can_compile(device):
         callbacks.append(CompiledTraining())
     elif settings.compile:
-        logger.warning("no C++ compiler was found, so the networks are not compiled: training is slower, not different")
+        logger.warning(
+            "no C++ compiler with Python's headers was found: the networks are not compiled; slower, not different"
+        )
     if settings.early_stopping:
         callbacks.append(EarlyStopping("validation/elbo", mode="max", patience=settings.early_stopping))
     if settings.progress_bar:
@@ -212,8 +232,6 @@ def _engine(settings: TrainerSettings, directory: Path, checkpoints: ModelCheckp
         precision=precision,  # type: ignore[arg-type]
         accelerator=accelerator,
         devices=settings.devices,
-        num_nodes=settings.num_nodes,
-        strategy=settings.strategy,
         callbacks=callbacks,
         logger=TensorBoardLogger(directory, name="logs", version=""),
         enable_progress_bar=settings.progress_bar,

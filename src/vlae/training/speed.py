@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,7 +29,8 @@ def best_precision(device: torch.device) -> str:
 def can_compile(device: torch.device) -> bool:
     """Whether torch.compile has what it needs: on the CPU a C++ compiler and Python's headers."""
     if device.type == "cpu":
-        return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
+        headers = Path(sysconfig.get_path("include")) / "Python.h"
+        return headers.is_file() and any(shutil.which(name) for name in ("g++", "c++", "clang++"))
     return device.type == "cuda"
 
 

@@ -28,7 +28,7 @@ class OptimizerSettings:
         lr: the highest learning rate.
         warmup_steps: steps of a linear rise to it.
         schedule: after the warm-up: "constant", "cosine" (to `final_lr` at the end of training) or "plateau" (halved
-            when the validation bound has not improved for `patience` epochs).
+            when the validation bound has not improved by 0.01 nats for `patience` epochs).
         final_lr: where the cosine ends, as a fraction of lr.
         patience: epochs, for "plateau".
         weight_decay: of the optimiser.
@@ -123,7 +123,16 @@ class Task(pl.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         schedules: list[Any] = [LambdaLR(optimizer, partial(self.settings.factor, total=total))]
         if self.settings.schedule == "plateau":
-            schedules.append(ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=self.settings.patience))
+            schedules.append(
+                ReduceLROnPlateau(
+                    optimizer,
+                    mode="max",
+                    factor=0.5,
+                    patience=self.settings.patience,
+                    threshold=0.01,
+                    threshold_mode="abs",
+                )
+            )
         return [optimizer], schedules
 
     @property
@@ -146,7 +155,11 @@ class Task(pl.LightningModule):
         self.guard.good()
         optimizer.step()
         schedulers: Any = self.lr_schedulers()
-        (schedulers[0] if isinstance(schedulers, list) else schedulers).step()
+        if not isinstance(schedulers, list):
+            schedulers.step()
+        elif self.global_step <= self.settings.warmup_steps:
+            # After the warm-up the plateau schedule alone owns the rate: this one would set it back at every step.
+            schedulers[0].step()
         self.objective.update(bound)
         self.training_terms.append(terms_of(bound))
 
