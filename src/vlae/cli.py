@@ -22,7 +22,7 @@ Command = Callable[[list[str]], int | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 1 (a check failed), 2 (bad input, in one line) or 130 (interrupted)."""
+    """Runs one command; its exit code: 0, 1 (a check failed), 2 (bad input, in one line) or 130 (interrupted)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(
         level=logging.INFO,

@@ -1,0 +1,36 @@
+"""A run on train+validation has no held-out bound: it keeps the last model and refuses early stopping."""
+
+import pytest
+import torch
+
+from vlae import VLAE, VlaeError
+from vlae.objectives import ELBO
+from vlae.training import run
+from vlae.training.task import OptimizerSettings
+
+
+def train(directory, **options):
+    torch.manual_seed(0)
+    model = VLAE((1, 8, 8), latent_dim=2, decoder_layers=0, channels=2, encoder_widths=(2,), flow_hidden=(4,))
+    settings = run.TrainerSettings(max_epochs=2, precision="32-true", progress_bar=False, **options)
+    data = run.DataSettings("digits", binarize="dynamic", batch_size=500, split="train+validation")
+    # Learning far too fast, so that the last model is not the best one.
+    return run.train(model, ELBO(), OptimizerSettings(lr=0.5), data, settings, directory, config="")
+
+
+def test_the_last_model_is_kept(tmp_path):
+    saved = train(tmp_path / "run")
+    best, last = (run.read_checkpoint(tmp_path / "run" / "ckpts" / f"{name}.ckpt") for name in ("best", "last"))
+    assert best["epoch"] == last["epoch"] == 1
+    assert (saved / "model.safetensors").is_file()
+
+
+def test_early_stopping_is_refused(tmp_path):
+    with pytest.raises(VlaeError, match="held-out"):
+        train(tmp_path / "run", early_stopping=3)
+
+
+@pytest.mark.parametrize("options", [{"devices": 2}, {"accelerator": "mps"}])
+def test_what_is_not_supported_is_refused(options):
+    with pytest.raises(VlaeError, match="trainer"):
+        run.TrainerSettings(**options)
