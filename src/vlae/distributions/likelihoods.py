@@ -17,6 +17,7 @@ from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 
 from vlae.distributions.noise import Generators, rand
+from vlae.distributions.posteriors import soft_bounded_log
 from vlae.errors import VlaeError
 
 
@@ -193,7 +194,7 @@ class Gaussian(Likelihood):
         if self.fixed_sigma is not None:
             sigma = torch.as_tensor(self.fixed_sigma, dtype=mean.dtype, device=mean.device)
         else:
-            sigma = (self.log_sigma / (1 + self.log_sigma.abs() / math.log(1e3))).exp().to(mean.dtype)
+            sigma = soft_bounded_log(self.log_sigma).exp().to(mean.dtype)
         return PixelGaussian(mean, sigma * temperature)
 
 

@@ -16,9 +16,8 @@ from vlae.distributions.noise import Generators
 from vlae.distributions.posteriors import DiagonalGaussian, rate_per_dimension
 from vlae.distributions.priors import FlowPrior, StandardNormal
 from vlae.errors import VlaeError
+from vlae.models.encoders import ImageShape
 from vlae.models.saving import Savable
-
-ImageShape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

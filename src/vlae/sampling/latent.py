@@ -26,15 +26,13 @@ def prior_samples(
     Args:
         model: trained.
         count: how many images.
-        temperature: scales the prior's noise; above 0.
+        temperature: scales the prior's noise; 0 or more.
         pixel_temperature: sharpens each sub-pixel's distribution; above 0.
         seed: of all noise.
         batch_size: images at a time.
     """
     if count < 1:
         raise VlaeError(f"count must be at least 1; got {count}")
-    if temperature < 0 or not pixel_temperature > 0:
-        raise VlaeError(f"temperatures must be positive; got {temperature} (prior) and {pixel_temperature} (pixels)")
     generator = torch.Generator().manual_seed(seed)
     sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
     return torch.cat([model.sample(size, temperature, pixel_temperature, generator) for size in sizes])
