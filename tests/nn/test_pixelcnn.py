@@ -13,6 +13,15 @@ CONFIGURATIONS = [
     ({"stacks": "two", "decoder_layers": 3}, (7, 6)),
     ({"stacks": "two", "decoder_layers": 1, "kernel_size": 5}, (7, 5)),
     ({"stacks": "two", "decoder_layers": 2, "conditioning": "input"}, (5, 8)),
+    ({"stacks": "slanted", "decoder_layers": 0}, (5, 7)),
+    ({"stacks": "slanted", "decoder_layers": 1}, (6, 8)),
+    ({"stacks": "slanted", "decoder_layers": 3}, (7, 9)),
+    ({"stacks": "slanted", "decoder_layers": 0, "kernel_size": 5}, (5, 9)),
+    ({"stacks": "slanted", "decoder_layers": 1, "kernel_size": 5}, (6, 11)),
+    ({"stacks": "slanted", "decoder_layers": 2, "conditioning": "input"}, (5, 8)),
+    ({"stacks": "slanted", "decoder_layers": 1, "weight_norm": True}, (5, 6)),
+    ({"stacks": "slanted", "decoder_layers": 1}, (1, 6)),
+    ({"stacks": "slanted", "decoder_layers": 1}, (6, 1)),
     ({"stacks": "plain", "decoder_layers": 0}, (4, 5)),
     ({"stacks": "plain", "decoder_layers": 2}, (5, 8)),
     ({"stacks": "plain", "decoder_layers": 5}, (8, 7)),
@@ -49,7 +58,7 @@ def test_jacobian_is_nonzero_exactly_on_the_declared_window(tiny_vlae, options, 
     assert torch.equal(seen, window(model.decoder.receptive_field.mask, *size))
 
 
-@pytest.mark.parametrize("stacks", ["two", "plain"])
+@pytest.mark.parametrize("stacks", ["two", "slanted", "plain"])
 @pytest.mark.parametrize("weight_norm", [False, True])
 def test_channels_see_the_earlier_channels_of_their_own_pixel(tiny_vlae, stacks, weight_norm):
     options = {"likelihood": "categorical", "likelihood_options": {"levels": 3}, "weight_norm": weight_norm}
@@ -66,7 +75,7 @@ def test_channels_see_the_earlier_channels_of_their_own_pixel(tiny_vlae, stacks,
                 assert torch.equal(full[channel, parameter, :, :, other], expected)
 
 
-@pytest.mark.parametrize("stacks", ["two", "plain"])
+@pytest.mark.parametrize("stacks", ["two", "slanted", "plain"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_perturbing_one_subpixel_changes_later_ones_only(tiny_vlae, stacks, channels):
     height, width = 4, 3
@@ -87,7 +96,7 @@ def test_perturbing_one_subpixel_changes_later_ones_only(tiny_vlae, stacks, chan
             assert torch.equal(changed, expected)
 
 
-@pytest.mark.parametrize("stacks", ["two", "plain"])
+@pytest.mark.parametrize("stacks", ["two", "slanted", "plain"])
 @pytest.mark.parametrize("conditioning", ["bias", "input"])
 def test_z_reaches_every_pixel(tiny_vlae, stacks, conditioning):
     model = tiny_vlae(stacks=stacks, conditioning=conditioning)
@@ -96,7 +105,7 @@ def test_z_reaches_every_pixel(tiny_vlae, stacks, conditioning):
     assert (gradients != 0).all()  # pixel (0, 0) too, which has nothing else to go by
 
 
-@pytest.mark.parametrize("stacks", ["two", "plain"])
+@pytest.mark.parametrize("stacks", ["two", "slanted", "plain"])
 def test_with_bias_conditioning_z_enters_every_layer(tiny_vlae, stacks):
     model = tiny_vlae(stacks=stacks, decoder_layers=2)
     with torch.no_grad():
@@ -114,6 +123,56 @@ def test_two_stacks_have_no_blind_spot(layers, kernel_size):
     assert mask.shape == (reach + 1, 2 * reach + 1)
     assert mask[:-1].all()
     assert mask[-1].tolist() == [True] * reach + [False] * (reach + 1)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3, 6])
+@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+def test_window_of_the_slanted_stacks(layers, kernel_size):
+    """a rows above: a contiguous range of columns, from the two stacks' left end or further left up to +a."""
+    reach = (layers + 1) * (kernel_size // 2)
+    two, slanted = (
+        GatedPixelCNN(1, 1, layers, kernel_size, channels=1, slanted=leaning).receptive_field
+        for leaning in (False, True)
+    )
+    above = {(-a, b) for a in range(1, reach + 1) for b in range(-2 * reach + a, a + 1)}
+    assert slanted.offsets == above | {(0, -b) for b in range(1, reach + 1)}
+    assert {(a, b) for a, b in two.offsets if b <= 0} <= slanted.offsets
+    assert {(a, b) for a, b in slanted.offsets if b > 0} <= two.offsets
+    assert (two.slope, slanted.slope) == (reach + 1, 2)
+    if reach > 1:  # of one row above, both see three pixels
+        assert two.offsets != slanted.offsets
+
+
+def test_window_of_the_slanted_stacks_is_as_drawn():
+    field = GatedPixelCNN(1, 1, layers=1, channels=2, slanted=True).receptive_field
+    assert field.mask.int().tolist() == [
+        [0, 1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1, 0, 0],
+        [0, 1, 1, 0, 0, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize("layers", [0, 1, 4])
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_slanted_stacks_have_the_parameters_of_two(layers, kernel_size):
+    two, slanted = (
+        GatedPixelCNN(3, 2, layers, kernel_size, channels=4, context_channels=2, slanted=leaning)
+        for leaning in (False, True)
+    )
+    shapes = [{name: p.shape for name, p in network.named_parameters()} for network in (two, slanted)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("options", [{"tied": True}, {"pointwise_blocks": 1}])
+@pytest.mark.parametrize("stacks", ["two", "slanted"])
+def test_options_of_the_plain_stack_are_refused_elsewhere(tiny_vlae, stacks, options):
+    with pytest.raises(VlaeError, match="plain stack"):
+        tiny_vlae(stacks=stacks, **options)
+
+
+def test_unknown_stacks_are_refused(tiny_vlae):
+    with pytest.raises(VlaeError, match="slanted"):
+        tiny_vlae(stacks="three")
 
 
 def test_blind_spot_of_six_plain_layers():

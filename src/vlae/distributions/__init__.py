@@ -7,11 +7,12 @@ from vlae.distributions.likelihoods import (
     Factorised,
     Gaussian,
     Likelihood,
+    LogisticMixture,
     make_likelihood,
 )
 from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.distributions.priors import AutoregressiveFlowPrior, FlowPrior, StandardNormal, StandardNormalPrior
-from vlae.distributions.scan import Dimensions, Pixels, wavefront
+from vlae.distributions.scan import Dimensions, Pixels
 
 __all__ = [
     "Autoregressive",
@@ -24,9 +25,9 @@ __all__ = [
     "FlowPrior",
     "Gaussian",
     "Likelihood",
+    "LogisticMixture",
     "Pixels",
     "StandardNormal",
     "StandardNormalPrior",
     "make_likelihood",
-    "wavefront",
 ]

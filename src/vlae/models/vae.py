@@ -16,7 +16,7 @@ from vlae.errors import VlaeError, require_positive
 from vlae.models.base import LatentVariableModel, check_sizes
 from vlae.models.decoders import ARCHITECTURES, AutoregressiveDecoder, ResNetDecoder
 from vlae.models.encoders import ResNetEncoder
-from vlae.nn.pixelcnn import GatedPixelCNN, PlainPixelCNN
+from vlae.nn.pixelcnn import make_trunk
 from vlae.nn.weightnorm import apply_weight_norm, data_dependent_init
 
 
@@ -74,8 +74,9 @@ class VAE(VectorLatentModel):
         image_shape: (C, H, W), any size.
         latent_dim: dimensions of z.
         architecture: "mlp", "conv" or "resnet", of the encoder and its mirror, the decoder.
-        likelihood: "bernoulli" (binary pixels), "categorical" or "gaussian" (a density).
-        likelihood_options: `levels` of a categorical, `sigma` of a Gaussian (None: learned).
+        likelihood: "bernoulli" (binary pixels), "categorical", "logistic_mixture" (PixelCNN++) or "gaussian" (density).
+        likelihood_options: `levels` of a categorical or a mixture, its `components`; `sigma` of a Gaussian (or None:
+            learned).
         widths: hidden units (mlp) or maps (conv, resnet) per stage; None takes the architecture's default.
         flow_steps: autoregressive-flow steps of the prior; 0 is the standard normal.
         flow_order: "reversed" between steps, or "same".
@@ -204,9 +205,10 @@ class VLAE(VectorLatentModel):
         flow_order: "reversed" between steps (the paper's), or "same" (the prior can then be scanned and coded).
         flow_affine: shift and scale, or shift only ("mean-only", the paper's).
         flow_hidden: hidden widths of each flow step.
-        stacks: "two" (gated, no blind spot) or "plain" (the paper's single stack).
-        likelihood: "bernoulli", "categorical" or "gaussian".
-        likelihood_options: `levels` of a categorical, `sigma` of a Gaussian.
+        stacks: "two" (gated, no blind spot), "slanted" (the same with a window that leans, so that sampling takes
+            W + 2 (H - 1) steps at any depth) or "plain" (the paper's single stack).
+        likelihood: "bernoulli", "categorical", "logistic_mixture" (PixelCNN++) or "gaussian".
+        likelihood_options: `levels` of a categorical or a mixture, its `components`; `sigma` of a Gaussian.
         channels: maps of the PixelCNN.
         context_channels: maps at full resolution that z is decoded to.
         conditioning: "bias" (z enters every PixelCNN layer) or "input" (concatenated with x, the paper's).
@@ -255,24 +257,18 @@ class VLAE(VectorLatentModel):
         require_positive("context_channels", context_channels)
         require_positive("encoder_hidden", encoder_hidden)
         image_channels, height, width = self.image_shape
-        trunk: dict[str, Any] = {
-            "image_channels": image_channels,
-            "parameters": self.likelihood.parameters_per_value,
-            "layers": decoder_layers,
-            "kernel_size": kernel_size,
-            "channels": channels,
-            "context_channels": context_channels,
-            "conditioning": conditioning,
-        }
-        pixels: GatedPixelCNN | PlainPixelCNN
-        if stacks == "two":
-            if tied or pointwise_blocks:
-                raise VlaeError("tied and pointwise_blocks belong to the plain stack: set stacks='plain'")
-            pixels = GatedPixelCNN(**trunk)
-        elif stacks == "plain":
-            pixels = PlainPixelCNN(**trunk, pointwise_blocks=pointwise_blocks, tied=tied)
-        else:
-            raise VlaeError(f"stacks must be 'two' (gated) or 'plain'; got {stacks!r}")
+        pixels = make_trunk(
+            stacks,
+            pointwise_blocks,
+            tied,
+            image_channels=image_channels,
+            parameters=self.likelihood.parameters_per_value,
+            layers=decoder_layers,
+            kernel_size=kernel_size,
+            channels=channels,
+            context_channels=context_channels,
+            conditioning=conditioning,
+        )
         self.encoder = ResNetEncoder(self.image_shape, 2 * latent_dim, encoder_widths, encoder_hidden)
         features = ResNetDecoder(latent_dim, (context_channels, height, width), encoder_widths, encoder_hidden)
         self.decoder = AutoregressiveDecoder(features, pixels)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlae.errors import VlaeError, require_positive
-from vlae.nn.receptive import ReceptiveField
+from vlae.nn.receptive import Kernel, ReceptiveField
 
 
 def reach_of(kernel_size: int) -> int:
@@ -48,6 +48,7 @@ class MaskedConv2d(nn.Conv2d):
         mask = torch.ones(self.reach + 1, kernel_size)
         mask[-1, self.reach + (mask_type == "B") :] = 0
         self.mask_type = mask_type
+        self.kernel = Kernel(up=self.reach, rows=self.reach + 1, left=self.reach, columns=kernel_size)
         self.register_buffer("mask", mask, persistent=False)
         with torch.no_grad():  # a masked weight that starts at zero stays there, under weight normalisation too
             self.weight *= mask

@@ -8,13 +8,15 @@ nothing else to go by.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlae.errors import VlaeError
 from vlae.nn.masked import MaskedConv2d, reach_of
-from vlae.nn.receptive import ReceptiveField
+from vlae.nn.receptive import Kernel, ReceptiveField
 from vlae.nn.residual import PointwiseBlock
 
 
@@ -30,18 +32,24 @@ def network_input(x: Tensor) -> Tensor:
 
 
 class CausalConv2d(nn.Conv2d):
-    """Padded convolution whose output is cut to the input's size, so that it sees rows above and columns to the left.
+    """Convolution of a causal `Kernel`, zero outside the image; the output has the input's size.
 
-    With a kernel of `size` rows and as much `padding` as it reaches up, output row i sees rows i - padding to
-    i - padding + rows - 1; columns likewise. [B, in, H, W] -> [B, out, H, W].
+    The kernel may reach no further to the right than to the left. [B, in, H, W] -> [B, out, H, W]. The weight is
+    [out, in, kernel.rows, kernel.columns], of a slanted kernel too.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, size: tuple[int, int], padding: tuple[int, int]):
-        super().__init__(in_channels, out_channels, size, padding=padding)
+    def __init__(self, in_channels: int, out_channels: int, kernel: Kernel):
+        super().__init__(in_channels, out_channels, (kernel.rows, kernel.columns), padding=(kernel.up, kernel.left))
+        self.kernel = kernel
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows below and columns to the right are cut off: what they would compute is not causal."""
-        return super().forward(input)[:, :, : input.shape[-2], : input.shape[-1]]
+        weight, up = self.weight, self.kernel.up
+        if self.kernel.slanted:  # as a rectangle: the row a above starts a columns further right
+            rows = [F.pad(row, (up - u, u)) for u, row in enumerate(weight.unbind(2))]
+            weight = torch.stack(rows, dim=2)
+        output = F.conv2d(input, weight, self.bias, padding=self.padding)
+        return output[:, :, : input.shape[-2], : input.shape[-1]]
 
 
 class EarlierChannels(nn.Conv2d):
@@ -93,12 +101,15 @@ class GatedLayer(nn.Module):
     one. The context enters both gates as a bias map. The last layer has no vertical gate, since nothing would read it.
     """
 
-    def __init__(self, channels: int, kernel_size: int, context_channels: int, last: bool = False):
+    def __init__(
+        self, channels: int, kernel_size: int, context_channels: int, last: bool = False, slanted: bool = False
+    ):
         super().__init__()
         self.gates = [2 * channels] if last else [2 * channels, 2 * channels]
         reach = reach_of(kernel_size)
-        self.vertical = CausalConv2d(channels, 2 * channels, (reach + 1, kernel_size), padding=(reach, reach))
-        self.horizontal = CausalConv2d(channels, 2 * channels, (1, reach + 1), padding=(0, reach))
+        above = Kernel(reach, reach + 1, (1 + slanted) * reach, kernel_size, slanted)
+        self.vertical = CausalConv2d(channels, 2 * channels, above)
+        self.horizontal = CausalConv2d(channels, 2 * channels, Kernel(0, 1, reach, reach + 1))
         self.across = nn.Conv2d(2 * channels, 2 * channels, 1, bias=False)
         self.context = nn.Conv2d(context_channels, sum(self.gates), 1, bias=False) if context_channels else None
         self.output = nn.Conv2d(channels, channels, 1)
@@ -116,8 +127,10 @@ class GatedLayer(nn.Module):
 class GatedPixelCNN(nn.Module):
     """Two-stack gated PixelCNN without a blind spot: an input layer of type A, then `layers` gated layers.
 
-    Its window is (layers + 1) * (kernel_size // 2) pixels to the left, to the right and above. With
-    `conditioning="bias"` the context enters every layer as a bias map; with "input" it is concatenated with x once.
+    Its window is (layers + 1) * (kernel_size // 2) pixels to the left, to the right and above. With `slanted` the
+    vertical stack leans: a rows above, it sees no more than a columns to the right and instead further to the left, so
+    that the wavefront's slope stays 2 at any depth. With `conditioning="bias"` the context enters every layer as a
+    bias map; with "input" it is concatenated with x once.
     """
 
     def __init__(
@@ -130,31 +143,33 @@ class GatedPixelCNN(nn.Module):
         context_channels: int = 0,
         conditioning: str = "bias",
         hidden: int | None = None,
+        slanted: bool = False,
     ):
         super().__init__()
         check_trunk(layers, channels, conditioning)
-        self.reach = reach = reach_of(kernel_size)
-        self.input_above = CausalConv2d(image_channels, channels, (reach, kernel_size), padding=(reach, reach))
-        self.input_left = CausalConv2d(image_channels, channels, (1, reach), padding=(0, reach))
+        reach = reach_of(kernel_size)
+        above = Kernel(reach, reach, (1 + slanted) * reach, kernel_size, slanted)
+        self.input_above = CausalConv2d(image_channels, channels, above)
+        self.input_left = CausalConv2d(image_channels, channels, Kernel(0, 1, reach, reach))
         self.input_context = None
         if context_channels:
             size = kernel_size if conditioning == "input" else 1
             self.input_context = nn.Conv2d(context_channels, 2 * channels, size, padding="same", bias=False)
         per_layer = context_channels if conditioning == "bias" else 0
         self.layers = nn.ModuleList(
-            GatedLayer(channels, kernel_size, per_layer, last=index == layers - 1) for index in range(layers)
+            GatedLayer(channels, kernel_size, per_layer, last=index == layers - 1, slanted=slanted)
+            for index in range(layers)
         )
         self.head = ChannelHead(channels, hidden or channels, image_channels, parameters)
 
     @property
     def receptive_field(self) -> ReceptiveField:
         """The pixels that the parameters at a pixel can see, composed from the layers' kernels."""
-        r = self.reach
-        vertical = ReceptiveField.rectangle((-r, -1), (-r, r))
-        field = vertical | ReceptiveField.rectangle((0, 0), (-r, -1))
-        for _ in self.layers:
-            vertical = vertical.then(ReceptiveField.rectangle((-r, 0), (-r, r)))
-            field = vertical | field.then(ReceptiveField.rectangle((0, 0), (-r, 0)))
+        vertical = self.input_above.kernel.field
+        field = vertical | self.input_left.kernel.field
+        for layer in (cast(GatedLayer, layer) for layer in self.layers):
+            vertical = vertical.then(layer.vertical.kernel.field)
+            field = vertical | field.then(layer.horizontal.kernel.field)
         return field
 
     def extra_repr(self) -> str:
@@ -227,6 +242,14 @@ class PlainPixelCNN(nn.Module):
         """The type-B convolution of residual block `index`; the same one for all blocks where they are tied."""
         return self.masked[index % len(self.masked)]  # type: ignore[return-value]
 
+    def pointwise_after(self) -> list[list[PointwiseBlock]]:
+        """The 1x1 blocks that follow each residual block: spread over every other one, the first among them."""
+        blocks = [cast(PointwiseBlock, block) for block in self.pointwise]
+        per_slot = -(-len(blocks) // max((self.depth + 1) // 2, 1))
+        # The input layer counts as the first masked layer: the blocks follow masked layers 2, 4, ...
+        starts = [index // 2 * per_slot for index in range(self.depth)]
+        return [blocks[start : start + per_slot] if i % 2 == 0 else [] for i, start in enumerate(starts)]
+
     def extra_repr(self) -> str:
         """The window, for the model's repr."""
         return f"(receptive_field): {self.receptive_field}"
@@ -237,18 +260,32 @@ class PlainPixelCNN(nn.Module):
         h = self.input(x)
         if self.input_context is not None:
             h = h + self.input_context(context)
-        pointwise = iter(self.pointwise)
-        # The input layer counts as the first masked layer: pointwise blocks follow masked layers 2, 4, ...
-        slots = max((self.depth + 1) // 2, 1)
-        per_slot = -(-len(self.pointwise) // slots)
-        for index in range(self.depth):
+        for index, blocks in enumerate(self.pointwise_after()):
             bias = 0 if self.context is None else self.context[index](context)
             h = h + self.layer(index)(F.elu(h)) + bias
-            if index % 2 == 0:
-                for _ in range(per_slot):
-                    block = next(pointwise, None)
-                    h = h if block is None else block(h)
+            for block in blocks:
+                h = block(h)
         return self.head(h, x)
+
+
+def make_trunk(
+    stacks: str, pointwise_blocks: int = 0, tied: bool = False, **options: Any
+) -> GatedPixelCNN | PlainPixelCNN:
+    """The trunk of that kind: "two" (gated), "slanted" (gated, leaning) or "plain" (the paper's single stack).
+
+    Args:
+        stacks: the kind.
+        pointwise_blocks: of the plain stack.
+        tied: of the plain stack.
+        options: of all kinds.
+    """
+    if stacks == "plain":
+        return PlainPixelCNN(**options, pointwise_blocks=pointwise_blocks, tied=tied)
+    if stacks not in ("two", "slanted"):
+        raise VlaeError(f"stacks must be 'two' or 'slanted' (gated) or 'plain'; got {stacks!r}")
+    if tied or pointwise_blocks:
+        raise VlaeError("tied and pointwise_blocks belong to the plain stack: set stacks='plain'")
+    return GatedPixelCNN(**options, slanted=stacks == "slanted")
 
 
 def check_trunk(layers: int, channels: int, conditioning: str) -> None:

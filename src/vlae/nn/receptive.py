@@ -77,3 +77,33 @@ class ReceptiveField:
     def __repr__(self) -> str:
         rows, columns = self.mask.shape
         return f"ReceptiveField({self.size} pixels in a window of {rows} x {columns}, wavefront slope {self.slope})"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The geometry of one causal convolution: which rows above and which columns it reads.
+
+    The kernel's rows lie `up`, `up` - 1, ... above the pixel, `rows` of them; each is `columns` wide. The row that is a
+    rows above begins `left` columns to the left of the pixel, or with `slanted` `left` - a: it leans to the right by
+    one column a row.
+    """
+
+    up: int
+    rows: int
+    left: int
+    columns: int
+    slanted: bool = False
+
+    @property
+    def right(self) -> int:
+        """How many columns to the right of the pixel the widest row reaches; 0 or more."""
+        return max(0, self.columns - 1 - self.left + self.up * self.slanted)
+
+    @property
+    def field(self) -> ReceptiveField:
+        """The offsets of all entries."""
+        return ReceptiveField.from_offsets(
+            (-a, c - self.left + a * self.slanted)
+            for a in range(self.up - self.rows + 1, self.up + 1)
+            for c in range(self.columns)
+        )
