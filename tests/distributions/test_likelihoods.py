@@ -1,5 +1,6 @@
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -7,7 +8,8 @@ from scipy import stats
 from torch.distributions import Normal
 
 from vlae import VlaeError
-from vlae.distributions import Bernoulli, Categorical, Factorised, Gaussian, make_likelihood
+from vlae.distributions import Bernoulli, Categorical, Factorised, Gaussian, LogisticMixture, make_likelihood
+from vlae.distributions.likelihoods import PixelLogisticMixture
 
 
 def double(*shape):
@@ -82,6 +84,135 @@ def test_log_prob_of_extreme_logits_is_finite_and_right():
     assert pixels.log_prob(torch.tensor([0.0, 1.0])).tolist() == [-200, -200]
 
 
+def extreme_mixture(n, components, levels, dtype=torch.float64):
+    """Means far outside and inside the range, scales from a hundredth of a level to the whole range and beyond."""
+    logits = 5 * torch.randn(n, components, dtype=dtype)
+    means = torch.randn(n, components, dtype=dtype) * 10 ** torch.empty(n, 1, dtype=dtype).uniform_(-2, 2)
+    log_scales = torch.empty(n, components, dtype=dtype).uniform_(math.log(1e-4), math.log(1e2))
+    return PixelLogisticMixture(logits, means, log_scales, levels)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 17, 256])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-3)])
+def test_logistic_mixture_sums_to_one_over_its_levels(levels, dtype, tolerance):
+    pixels = extreme_mixture(500, 4, levels, dtype)
+    values = (torch.arange(levels) / (levels - 1)).to(dtype)
+    log_probs = torch.stack([pixels.log_prob(value) for value in values], -1)
+    for masses in (log_probs.exp(), pixels.log_masses.exp()):
+        torch.testing.assert_close(masses.sum(-1), torch.ones(500, dtype=dtype), atol=tolerance, rtol=0)
+    # float32 rounds the edges of bins to about 1e-7, a thousandth of the narrowest scale.
+    torch.testing.assert_close(log_probs.exp(), pixels.log_masses.exp(), atol=tolerance, rtol=0)
+
+
+def mixture_by_definition(logits, means, log_scales, level, levels):
+    """log of the mixture's cumulative distribution over a level's bin, in 50 digits."""
+
+    def sigmoid(t):
+        return 1 / (1 + mpmath.exp(-t))
+
+    mass = mpmath.mpf(0)
+    for logit, mean, log_scale in zip(logits, means, log_scales, strict=True):
+        low = (mpmath.mpf(2 * level - 1) / (levels - 1) - 1 - mean) / mpmath.exp(log_scale)
+        high = (mpmath.mpf(2 * level + 1) / (levels - 1) - 1 - mean) / mpmath.exp(log_scale)
+        low, high = low if level > 0 else -mpmath.inf, high if level < levels - 1 else mpmath.inf
+        if low > 0:  # by symmetry, so that the two are not both 1 in all digits
+            low, high = -high, -low
+        mass += mpmath.exp(logit) * (sigmoid(high) - sigmoid(low))
+    return float(mpmath.log(mass / sum(map(mpmath.exp, logits))))
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_logistic_mixture_against_its_definition_in_many_digits(levels):
+    pixels = extreme_mixture(200, 3, levels)
+    level = torch.randint(0, levels, (200,))
+    level[:20], level[20:40] = 0, levels - 1
+    rows = zip(*(t.tolist() for t in (pixels.logits, pixels.means, pixels.log_scales, level)), strict=True)
+    with mpmath.workdps(50):
+        exact = torch.tensor([mixture_by_definition(*row, levels) for row in rows], dtype=torch.float64)
+    torch.testing.assert_close(pixels.log_prob(level.double() / (levels - 1)), exact, rtol=1e-10, atol=1e-10)
+    masses = pixels.log_masses.gather(-1, level[:, None])[:, 0]
+    torch.testing.assert_close(masses, exact.clamp(min=math.log(2**-1022)), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("raw", [0.0, 30.0, -30.0, 1e6, -1e6])
+def test_logistic_mixture_has_finite_gradients_in_float32_whatever_the_parameters(raw):
+    values = torch.linspace(0, 1, 256)
+    for means in (0.0, 1.0, -1.0, 1e4, -1e4):
+        parameters = torch.tensor([0.0, 50.0, -50.0, means, means + 1e-3, -means, raw, raw, raw]).requires_grad_()
+        log_prob = LogisticMixture(256, 3)(parameters.expand(256, -1)).log_prob(values)
+        (gradient,) = torch.autograd.grad(log_prob.sum(), parameters)
+        assert torch.isfinite(log_prob).all()
+        assert torch.isfinite(gradient).all()
+        assert (log_prob <= 0).all()
+
+
+@pytest.mark.parametrize("levels", [2, 5])
+def test_logistic_mixture_gradients_are_those_of_its_values(levels):
+    parameters = double(levels, 6).requires_grad_()
+    values = torch.linspace(0, 1, levels, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda p: LogisticMixture(levels, 2)(p).log_prob(values), parameters)
+    assert torch.autograd.gradcheck(lambda p: LogisticMixture(levels, 2)(p).log_masses, parameters)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_logistic_mixture_mean_mode_and_inverse_cdf_by_enumeration(levels):
+    pixels = LogisticMixture(levels, 3)(2 * double(50, 9))
+    values = torch.arange(levels, dtype=torch.float64) / (levels - 1)
+    p = torch.stack([pixels.log_prob(value) for value in values], -1).exp()
+    torch.testing.assert_close(pixels.mean, p @ values)
+    assert torch.equal(pixels.mode, values[p.argmax(-1)])
+    # Level k is drawn by the uniforms from the cumulative mass under k to that under k + 1, and by no others.
+    edges = torch.cat([torch.zeros(50, 1), p.cumsum(-1)[:, :-1], torch.ones(50, 1)], -1)
+    low, high = edges[:, :-1] + 1e-12, edges[:, 1:] - 1e-12
+    for k in range(levels):
+        holds = low[:, k] < high[:, k]
+        assert (pixels.icdf(low[:, k])[holds] == values[k]).all()
+        assert (pixels.icdf(high[:, k])[holds] == values[k]).all()
+    assert (pixels.icdf(torch.full((50,), math.nextafter(1, 0), dtype=torch.float64)) <= 1).all()
+
+
+def test_logistic_mixture_starts_wide_around_mid_grey_and_its_temperature_sharpens():
+    zero = torch.zeros(1, 6, dtype=torch.float64)
+    mixture = LogisticMixture(255, 2)
+    torch.testing.assert_close(mixture(zero).mean.item(), 0.5)
+    assert mixture(zero).mode.item() == 0.5
+    spread = [mixture(zero, t).log_scales.exp() for t in (1.0, 0.5)]
+    torch.testing.assert_close(spread[1], spread[0] / 2)
+    logits = torch.tensor([[1.0, 0, 0, 0, 0, 0]])
+    torch.testing.assert_close(mixture(logits, 0.5).logits, torch.tensor([[2.0, 0]]))
+
+
+@pytest.mark.parametrize("raw", [-1e9, 1e9])
+def test_logistic_mixture_scales_are_bounded(raw):
+    scales = LogisticMixture(256, 1)(torch.tensor([0.0, 0.0, raw])).log_scales.exp()
+    torch.testing.assert_close(scales.item(), 0.1 * 1e3 ** math.copysign(1, raw), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 2), (3, 2, 1)])
+@pytest.mark.parametrize("levels", [2, 3])
+def test_vlae_with_a_logistic_mixture_gives_all_images_mass_one(tiny_vlae, all_images, shape, levels):
+    options = {"levels": levels, "components": 2}
+    model = tiny_vlae(shape, likelihood="logistic_mixture", likelihood_options=options)
+    images = all_images(shape, levels)
+    mass = model.decode(double(1, 3).expand(len(images), -1)).log_prob(images).exp().sum()
+    torch.testing.assert_close(mass.item(), 1.0, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "parameters"), [(Bernoulli(), 1), (Categorical(5), 5), (LogisticMixture(5, 2), 6)]
+)
+def test_log_masses_are_the_log_prob_of_each_level(likelihood, parameters):
+    pixels = likelihood(double(4, 3, parameters))
+    values = torch.linspace(0, 1, likelihood.levels, dtype=torch.float64)
+    each = [pixels.log_prob(value.expand(4, 3)) for value in values]
+    torch.testing.assert_close(pixels.log_masses, torch.stack(each, -1), rtol=0, atol=1e-12)
+
+
+def test_a_density_has_no_log_masses():
+    with pytest.raises(VlaeError, match="a density has no levels"):
+        _ = Gaussian(0.1)(double(2, 1)).log_masses
+
+
 @pytest.mark.parametrize("sigma", [0.1, 2.0])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_gaussian_is_the_normal_density_around_the_sigmoid(sigma, temperature):
@@ -107,7 +238,10 @@ def test_learned_sigma_is_bounded_and_gets_a_gradient():
     assert likelihood.log_sigma.grad != 0
 
 
-@pytest.mark.parametrize(("likelihood", "parameters"), [(Bernoulli(), 1), (Categorical(4), 4), (Gaussian(0.2), 1)])
+@pytest.mark.parametrize(
+    ("likelihood", "parameters"),
+    [(Bernoulli(), 1), (Categorical(4), 4), (LogisticMixture(4, 2), 6), (Gaussian(0.2), 1)],
+)
 def test_samples_follow_the_distribution(likelihood, parameters):
     pixels = likelihood(double(3, parameters))
     n = 20_000
@@ -166,6 +300,7 @@ def test_factorised_samples_use_the_uniforms_or_the_generator():
         (Categorical(3), [0.25]),
         (Categorical(256), [0.5]),
         (Categorical(3), [1.5]),
+        (LogisticMixture(3, 1), [0.25]),
         (Gaussian(), [1.01]),
         (Gaussian(), [float("nan")]),
     ],
@@ -183,6 +318,10 @@ def test_values_without_mass_are_refused(likelihood, values):
         ("bernoulli", {"levels": 2}),
         ("categorical", {"levels": 1}),
         ("categorical", {"sigma": 1.0}),
+        ("logistic_mixture", {"levels": 1}),
+        ("logistic_mixture", {"levels": 2.5}),
+        ("logistic_mixture", {"components": 0}),
+        ("logistic_mixture", {"sigma": 1.0}),
         ("gaussian", {"sigma": 0.0}),
         ("gaussian", {"sigma": -1.0}),
         ("gaussian", {"sigma": float("nan")}),

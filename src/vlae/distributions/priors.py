@@ -62,11 +62,14 @@ class StandardNormal(Distribution):
         """The standard normal noise that z stands for: z itself."""
         return z
 
+    def conditionals(self, z: Tensor) -> Normal:
+        """p(z_i | z_<i) for all i at once, [..., D]: none depends on any other."""
+        return Normal(torch.zeros_like(z), torch.ones_like(z), validate_args=False)
+
     def scan(self, visit: Visit, count: int) -> Tensor:
         """All dimensions in one step: [count, *shape] made of what `visit(sites, conditional)` returns."""
         (dimensions,) = self.event_shape
-        zeros = self.like.new_zeros(count, dimensions)
-        return visit(Dimensions(torch.arange(dimensions)), Normal(zeros, torch.ones_like(zeros), validate_args=False))
+        return visit(Dimensions(torch.arange(dimensions)), self.conditionals(self.like.new_zeros(count, dimensions)))
 
 
 class FlowPrior(Distribution):
@@ -120,27 +123,30 @@ class FlowPrior(Distribution):
             z = step().inv(z)
         return z
 
-    @torch.no_grad()
-    def scan(self, visit: Visit, count: int) -> Tensor:
-        """One dimension at a time: [count, D] made of what `visit(sites, conditional)` returns.
+    def conditionals(self, z: Tensor) -> Normal:
+        """p(z_i | z_<i) for all i at once, [..., D]: element i does not depend on z_i or later ones.
 
-        Affine steps in one and the same order compose to one affine map per dimension, so z_i given z_<i is normal.
+        Affine steps in one and the same order compose to one affine map per dimension, eps_i = (z_i - mean_i) / scale_i
+        with mean and scale functions of z_<i, so z_i given z_<i is normal.
         """
         if not self.scannable:
             raise VlaeError(
                 "this flow reverses its order between steps, so z_i given z_<i has no closed form: "
                 "build the model with flow_order='same' to scan (and code) it; sample() works for both"
             )
+        eps, share = self._to_noise(z)
+        scale = torch.exp(-share)
+        return Normal(z - eps * scale, scale, validate_args=False)
+
+    @torch.no_grad()
+    def scan(self, visit: Visit, count: int) -> Tensor:
+        """One dimension at a time: [count, D] made of what `visit(sites, conditional)` returns."""
         z = self.like.new_zeros(count, *self.event_shape)
         for i in range(z.shape[-1]):
-            # eps_i = a z_i + b with a, b functions of z_<i: read b at z_i = 0 and a as the slope.
-            z[:, i] = 1
-            at_one = self.noise_of(z)[:, i]
-            z[:, i] = 0
-            b = self.noise_of(z)[:, i]
-            a = at_one - b
-            conditional = Normal((-b / a)[:, None], (1 / a)[:, None], validate_args=False)
-            z[:, i : i + 1] = visit(Dimensions(torch.tensor([i])), conditional)
+            every = self.conditionals(z)
+            site = slice(i, i + 1)
+            conditional = Normal(every.loc[:, site], every.scale[:, site], validate_args=False)
+            z[:, site] = visit(Dimensions(torch.tensor([i])), conditional)
         return z
 
 
