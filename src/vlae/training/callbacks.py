@@ -127,7 +127,7 @@ def epoch_line(row: dict[str, float], max_epochs: int | None, latent_dim: int) -
 
 def collapse_warning(rate: float, task: Task) -> str | None:
     """What to change when the validation rate (nats per image) is under one bit: the decoder ignores z."""
-    if not rate * BITS < COLLAPSED_BITS:  # NaN is another trouble
+    if 0 in task.model.latent_shape or not rate * BITS < COLLAPSED_BITS:  # no code at all; NaN is another trouble
         return None
     config, advice = task.model.config, []
     if "decoder_layers" in config:

@@ -1,0 +1,111 @@
+"""Image completion: some pixels are given, the model draws the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlae.distributions.autoregressive import Autoregressive
+from vlae.distributions.noise import randn
+from vlae.distributions.posteriors import DiagonalGaussian
+from vlae.errors import VlaeError
+from vlae.models.base import LatentVariableModel
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Completed images and how far to trust them.
+
+    Attributes:
+        images: [B, C, H, W] in [0, 1], the given pixels unchanged.
+        effective_candidates: of each image, [B], from 1 to the number of candidates: how many had a say. Near 1, more
+            candidates would change the result.
+        log_evidence: the estimate of log p(given pixels), nats, [B].
+    """
+
+    images: Tensor
+    effective_candidates: Tensor
+    log_evidence: Tensor
+
+
+@torch.no_grad()
+def complete(
+    model: LatentVariableModel,
+    known: Tensor,
+    mask: Tensor,
+    candidates: int = 64,
+    rounds: int = 2,
+    seed: int = 0,
+) -> Completion:
+    """Draws the pixels that are not given from p(unknown | known), by importance resampling over candidates for z.
+
+    Each candidate z is decoded with the given pixels kept (`Autoregressive.complete`) and weighs p(z) / r(z) times the
+    probability of the given pixels on its way; one candidate is drawn by weight. The first round draws z from the
+    prior, r = p. Each further round draws half of its candidates from the prior and half from the posterior of the last
+    round's completion, r being the mixture of the two, so that no weight exceeds twice the prior's.
+
+    What is exact: given z, pixels before the unknown ones in the scan. What is not, but becomes so as the candidates
+    grow in number: z, and given pixels after unknown ones.
+
+    Args:
+        model: with an autoregressive decoder.
+        known: [B, C, H, W] in [0, 1], values anywhere but on the given pixels are ignored.
+        mask: bool, True where a pixel is given; broadcasts to `known`.
+        candidates: z's per image and round.
+        rounds: 1 or more.
+        seed: of all noise.
+
+    Raises:
+        VlaeError: shapes, a count under 1, values that the likelihood does not have, a factorised decoder.
+    """
+    if candidates < 1 or rounds < 1:
+        raise VlaeError(f"candidates and rounds must be 1 or more; got {candidates} and {rounds}")
+    if known.ndim != 4 or tuple(known.shape[1:]) != tuple(model.image_shape):
+        raise VlaeError(f"expected images [B, {', '.join(map(str, model.image_shape))}]; got {list(known.shape)}")
+    generator = torch.Generator().manual_seed(seed)
+    with model.evaluating():
+        return _Completer(model, known, mask, candidates, generator).run(rounds)
+
+
+class _Completer:
+    def __init__(
+        self, model: LatentVariableModel, known: Tensor, mask: Tensor, candidates: int, generator: torch.Generator
+    ):
+        self.model, self.count, self.generator = model, candidates, generator
+        self.batch = len(known)
+        self.known = known.repeat_interleave(candidates, 0)
+        self.mask = mask if mask.ndim < 4 or len(mask) == 1 else mask.repeat_interleave(candidates, 0)
+
+    def run(self, rounds: int) -> Completion:
+        proposal: DiagonalGaussian | None = None
+        for _ in range(rounds):
+            z, log_ratio = self.propose(proposal)
+            decoder = self.model.decode(z)
+            if not isinstance(decoder, Autoregressive):
+                raise VlaeError("completion needs an autoregressive decoder, such as VLAE's")
+            images, log_known = decoder.complete(self.known, self.mask, generator=self.generator)
+            log_weights = (log_ratio + log_known).view(self.batch, self.count)
+            weights = log_weights.softmax(1)
+            chosen = torch.multinomial(weights.cpu(), 1, generator=self.generator)[:, 0].to(weights.device)
+            best = images.view(self.batch, self.count, *images.shape[1:])[torch.arange(self.batch), chosen]
+            proposal = self.model.encode(best)
+        log_evidence = log_weights.logsumexp(1) - torch.tensor(float(self.count)).log()
+        return Completion(best, 1 / weights.square().sum(1), log_evidence)
+
+    def propose(self, proposal: DiagonalGaussian | None) -> tuple[Tensor, Tensor]:
+        """z [B * candidates, D] and log p(z) - log r(z)."""
+        prior = self.model.prior()
+        z = prior.sample((self.batch * self.count,), generator=self.generator)
+        if proposal is None:
+            return z, z.new_zeros(len(z))
+        # The first half of each image's candidates is drawn anew: stratified, so that the mixture's shares are exact.
+        z = z.view(self.batch, self.count, -1).transpose(0, 1).contiguous()
+        half = self.count // 2
+        noise = randn((half,), self.batch, proposal.event_shape, self.generator, proposal.loc)
+        z[:half] = proposal.loc + proposal.stddev * noise
+        log_prior, log_proposal = prior.log_prob(z), proposal.log_prob(z)
+        shares = torch.tensor([half / self.count, 1 - half / self.count], dtype=z.dtype).log()
+        log_mixture = torch.logaddexp(log_proposal + shares[0], log_prior + shares[1])
+        return z.transpose(0, 1).flatten(0, 1), (log_prior - log_mixture).t().flatten()
