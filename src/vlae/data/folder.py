@@ -120,7 +120,7 @@ def folder(
 
 def read_image(path: Path, mode: str, size: int | None = None) -> Tensor:
     """An image file as uint8 [C, h, w], turned as its EXIF data says; with `size`, its middle square resized."""
-    with formats.reading(path, "image"), _opened(path) as image:
+    with formats.reading(path, "image"), opened(path) as image:
         if image.mode.startswith(("I", "F")):
             raise VlaeError(f"{path}: pixels of more than 8 bits ({image.mode}); save it with 8 bits")
         upright = ImageOps.exif_transpose(image).convert(mode)
@@ -130,8 +130,8 @@ def read_image(path: Path, mode: str, size: int | None = None) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
-def _opened(path: Path) -> Image.Image:
-    """Pillow only warns of images of one to two times its limit, and refuses larger ones; refuse both."""
+def opened(path: Path) -> Image.Image:
+    """An image file opened by Pillow, which only warns of images of one to two times its limit: refuse these too."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(path)

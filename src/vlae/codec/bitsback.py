@@ -1,0 +1,340 @@
+"""Bits-back coding: lossless coding at the rate of the bound.
+
+An image costs log q(z|x) - log p(x|z) - log p(z) (Townsend et al. 2019, arXiv 1901.04866): z is *popped* from the bits
+already written, under q(z|x), which gives -log q bits back; then x is pushed under p(x|z) and z under p(z). So images
+are chained in blocks. The first images of a block, before there are enough bits to pop a z from, are coded in two
+parts: a z chosen by the encoder, in coarser bins, and x given z.
+
+A coder works on many blocks at once, a lane each; images of different blocks are coded together, so that the networks
+see batches. Encoding an image takes one pass of each network; decoding scans prior and pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import zlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlae.codec import rounding
+from vlae.codec.ans import PRECISION, TOTAL, Coder, make_coder
+from vlae.codec.rounding import LOG_STEP, MEAN_STEP, SCALE_STEP, Bins, Float, Int
+from vlae.distributions.autoregressive import Autoregressive
+from vlae.distributions.likelihoods import Factorised
+from vlae.distributions.priors import FlowPrior, StandardNormal
+from vlae.errors import VlaeError
+from vlae.models.base import LatentVariableModel
+
+Bool = NDArray[np.bool_]
+Levels = NDArray[np.uint8]
+CoderKind = Literal["auto", "numpy", "constriction"]
+
+WIDTH = 1 / 16  # of the bins of z in bits-back coding: narrow beside a posterior
+COARSE = (0.5, 1.0, 2.0)  # widths of the bins of z that is coded in two parts
+STARTS = 16  # at most so many images of a block in two parts
+LARGEST = 2**25  # entries of the tables held at a time
+
+
+def geometric(size: int, ratio: float) -> Int:
+    """A table whose first symbol is likely and each further one `ratio` times as likely as the one before, [size]."""
+    return rounding.frequencies(np.array([max(1, round(2**30 * ratio**k)) for k in range(size)], np.int64), least=1)
+
+
+SHIFT_TABLE = geometric(len(rounding.SHIFTS), 1 / 256)
+START_TABLE = geometric(STARTS, 1 / 2)
+COARSE_TABLE = geometric(len(COARSE), 1 / 2)
+BYTE_TABLE = np.full(256, TOTAL // 256, np.int64)
+
+
+def repeated(table: Int, lanes: int, count: int = 1) -> Int:
+    """One table [N] for `count` symbols on each lane, [lanes, count, N]."""
+    return np.broadcast_to(table, (lanes, count, len(table)))
+
+
+class ModelCoder:
+    """Pushes and pops images and latents of a model, in float64, on lanes of a `Coder`.
+
+    Arrays of levels are uint8 [lanes, C, H, W], latents are bins [lanes, D]. `active` lanes alone are coded; the
+    networks run over all of them.
+
+    Raises:
+        VlaeError: a model that can't be coded: a density, a latent that is not a vector, a prior without conditionals.
+    """
+
+    def __init__(self, model: LatentVariableModel):
+        if model.likelihood.levels is None:
+            raise VlaeError(
+                f"a {type(model.likelihood).__name__} likelihood is a density and can't code pixels: "
+                "train with likelihood bernoulli, categorical or logistic_mixture"
+            )
+        if len(model.latent_shape) != 1:
+            raise VlaeError(f"the codec needs a latent vector; this model's z has shape {list(model.latent_shape)}")
+        self.model = copy.deepcopy(model).double().eval()
+        self.levels: int = model.likelihood.levels
+        self.shape, self.dimensions = tuple(model.image_shape), model.latent_shape[0]
+        self.device = next(self.model.parameters(), torch.empty(0)).device
+        self.prior: StandardNormal | FlowPrior = self.model.prior()
+        with torch.no_grad():
+            self.prior.conditionals(torch.zeros(1, self.dimensions, dtype=torch.float64, device=self.device))
+
+    # -- between arrays and tensors -----------------------------------------------------------------------------------
+
+    def images(self, levels: Levels) -> Tensor:
+        """Levels as images in [0, 1]."""
+        return torch.from_numpy(levels.astype(np.float64) / (self.levels - 1)).to(self.device)
+
+    def latents(self, bins: Bins, z: Int) -> Tensor:
+        """Bins as latents."""
+        return torch.from_numpy(bins.values(z)).to(self.device)
+
+    def lanes_at_once(self) -> int:
+        """How many lanes fit in memory: the largest tables are those of all sub-pixels of a batch."""
+        return max(1, LARGEST // (math.prod(self.shape) * self.levels))
+
+    # -- parameters ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def posterior(self, levels: Levels) -> tuple[Float, Float]:
+        """Means and log standard deviations of q(z|x), [lanes, D]."""
+        parts = [self.model.encode(self.images(levels[i : i + 256])) for i in range(0, len(levels), 256)]
+        return torch.cat([q.mean for q in parts]).cpu().numpy(), torch.cat([q.log_stddev for q in parts]).cpu().numpy()
+
+    @torch.no_grad()
+    def conditionals(self, z: Tensor) -> tuple[Float, Float]:
+        """Means and log standard deviations of p(z_i | z_<i), [lanes, D]."""
+        p = self.prior.conditionals(z)
+        return p.loc.cpu().numpy(), p.scale.log().cpu().numpy()
+
+    @torch.no_grad()
+    def pixel_masses(self, levels: Levels, z: Tensor) -> Float:
+        """Log-masses of every level of every sub-pixel given those before it, [lanes, C, H, W, levels]."""
+        p: Autoregressive | Factorised = self.model.decode(z)
+        pixels = p.pixels if isinstance(p, Factorised) else p.conditionals(self.images(levels))
+        return pixels.log_masses.cpu().numpy()
+
+    @cached_property
+    def order(self) -> Int:
+        """The positions of the sub-pixels in a flattened image, in the order in which the decoder meets them."""
+        channels, height, width = self.shape
+        numbers = torch.arange(channels * height * width).view(channels, height, width)
+        with torch.no_grad():
+            p = self.model.decode(torch.zeros(1, self.dimensions, dtype=torch.float64, device=self.device))
+        if isinstance(p, Factorised):
+            return numbers.flatten().numpy()
+        return torch.cat([values.flatten() for values in p.schedule().arrange(numbers)]).numpy()
+
+    # -- latents ------------------------------------------------------------------------------------------------------
+
+    def pop_posterior(self, coder: Coder, mean: Float, scale: Float, active: Bool) -> tuple[Int, Int]:
+        """z from q(z|x), and the grid shifts that were taken: bins [lanes, D] and shifts [lanes]."""
+        shifts = rounding.choose_shifts((mean, MEAN_STEP), (scale, SCALE_STEP))
+        grid = rounding.rounded(mean, MEAN_STEP, shifts), rounding.rounded(scale, SCALE_STEP, shifts)
+        bins = Bins(WIDTH)
+        bins.nearest(mean[active])  # refuses latents that are out of range
+        first = coder.pop(bins.first(*grid, least=0), active)
+        second = coder.pop(bins.second(first, *grid, least=0), active)
+        return first * rounding.DIGIT + second, shifts
+
+    def push_posterior(self, coder: Coder, z: Int, mean: Float, scale: Float, shifts: Int, active: Bool) -> None:
+        """The reverse of `pop_posterior`."""
+        grid = rounding.rounded(mean, MEAN_STEP, shifts), rounding.rounded(scale, SCALE_STEP, shifts)
+        first, second = np.divmod(z, rounding.DIGIT)
+        bins = Bins(WIDTH)
+        coder.push(second, bins.second(first, *grid, least=0), active)
+        coder.push(first, bins.first(*grid, least=0), active)
+
+    def prior_tables(self, z: Int, bins: Bins) -> tuple[Int, Int, Int]:
+        """What pushes z under the prior: digits [lanes, 2 D], their tables [lanes, 2 D, DIGIT], shifts [lanes]."""
+        mean, scale = self.conditionals(self.latents(bins, z))
+        shifts = rounding.choose_shifts((mean, MEAN_STEP), (scale, SCALE_STEP))
+        grid = rounding.rounded(mean, MEAN_STEP, shifts), rounding.rounded(scale, SCALE_STEP, shifts)
+        first, second = np.divmod(z, rounding.DIGIT)
+        digits = np.stack([first, second], -1).reshape(len(z), -1)
+        tables = np.stack([bins.first(*grid, least=1), bins.second(first, *grid, least=1)], 2)
+        return digits, tables.reshape(len(z), -1, rounding.DIGIT), shifts
+
+    def pop_prior(self, coder: Coder, bins: Bins, shifts: Int, active: Bool) -> Int:
+        """z from the prior, one dimension after the other: bins [lanes, D]."""
+        lanes = coder.lanes
+        popped = [np.zeros((lanes, 0), np.int64)]  # a z of no dimensions is popped too
+
+        def visit(sites: object, conditional: torch.distributions.Normal) -> Tensor:
+            mean, scale = conditional.loc.cpu().numpy(), conditional.scale.log().cpu().numpy()
+            grid = rounding.rounded(mean, MEAN_STEP, shifts), rounding.rounded(scale, SCALE_STEP, shifts)
+            for i in range(mean.shape[1]):
+                here = grid[0][:, i : i + 1], grid[1][:, i : i + 1]
+                first = coder.pop(bins.first(*here, least=1), active)
+                popped.append(first * rounding.DIGIT + coder.pop(bins.second(first, *here, least=1), active))
+            return self.latents(bins, np.concatenate(popped[-mean.shape[1] :], 1))
+
+        self.prior.scan(visit, lanes)
+        return np.concatenate(popped, 1)
+
+    # -- pixels -------------------------------------------------------------------------------------------------------
+
+    def pixel_tables(self, levels: Levels, z: Tensor) -> tuple[Int, Int, Int]:
+        """What pushes x given z: symbols [lanes, C H W] in the decoder's order, their tables, shifts [lanes]."""
+        masses = rounding.bounded(self.pixel_masses(levels, z)).reshape(len(levels), -1, self.levels)
+        shifts = rounding.choose_shifts((masses, LOG_STEP))
+        tables = rounding.level_frequencies(masses[:, self.order], shifts)
+        return levels.reshape(len(levels), -1)[:, self.order].astype(np.int64), tables, shifts
+
+    @torch.no_grad()
+    def pop_pixels(self, coder: Coder, z: Tensor, shifts: Int, active: Bool) -> Levels:
+        """x given z, along the wavefront: levels [lanes, C, H, W]."""
+
+        def pop(log_masses: Tensor) -> Int:
+            return coder.pop(rounding.level_frequencies(log_masses.cpu().numpy(), shifts), active)
+
+        p: Autoregressive | Factorised = self.model.decode(z)
+        if isinstance(p, Factorised):
+            symbols = pop(p.pixels.log_masses.flatten(1, 3))
+            return symbols.reshape(-1, *self.shape).astype(np.uint8)
+
+        def visit(sites: object, conditional: torch.distributions.Distribution) -> Tensor:
+            return self.images(pop(conditional.log_masses))  # type: ignore[attr-defined, arg-type]
+
+        images = p.scan(visit)
+        return torch.round(images * (self.levels - 1)).to(torch.uint8).cpu().numpy()
+
+
+class BitsBack:
+    """Encodes and decodes blocks of images, all blocks at once.
+
+    Args:
+        model: with a discrete likelihood, a vector z and a prior with conditionals.
+        coder: "auto", "numpy" or "constriction": the bytes are the same.
+    """
+
+    def __init__(self, model: LatentVariableModel, coder: CoderKind = "auto"):
+        self.model, self.kind = ModelCoder(model), coder
+
+    def encode(self, blocks: Sequence[Levels], seeds: Sequence[int]) -> list[bytes]:
+        """Blocks of levels uint8 [n, C, H, W], n >= 1 each, to bytes; `seeds` go into their checksums."""
+        return self._by_lanes(self._encode, blocks, seeds)
+
+    def decode(self, contents: Sequence[bytes], sizes: Sequence[int], seeds: Sequence[int]) -> list[Levels]:
+        """The blocks again.
+
+        Args:
+            contents: of each block.
+            sizes: the number of images of each block.
+            seeds: the same as in `encode`.
+
+        Raises:
+            VlaeError: a block is damaged, or belongs to another model.
+        """
+        return self._by_lanes(self._decode, contents, sizes, seeds)
+
+    def _by_lanes(self, function, *arguments):  # type: ignore[no-untyped-def]
+        size = self.model.lanes_at_once()
+        parts = (tuple(a[i : i + size] for a in arguments) for i in range(0, len(arguments[0]), size))
+        return [block for part in parts for block in function(*part)]
+
+    # -- encoding -----------------------------------------------------------------------------------------------------
+
+    def _encode(self, blocks: Sequence[Levels], seeds: Sequence[int]) -> list[bytes]:
+        lanes, sizes = len(blocks), np.array([len(block) for block in blocks])
+        coder = make_coder(self.kind, lanes)
+        checks = np.array([list(checksum(b, s)) for b, s in zip(blocks, seeds, strict=True)], np.int64)
+        coder.push(checks, repeated(BYTE_TABLE, lanes, checks.shape[1]))
+        starting, starts = np.ones(lanes, bool), np.zeros(lanes, np.int64)
+        for number in range(sizes.max()):
+            active = number < sizes
+            levels = np.stack([block[min(number, len(block) - 1)] for block in blocks])
+            mean, scale = self.model.posterior(levels)
+            # A lane starts in two parts until it holds the bits that a z takes, with some to spare.
+            need = (scale / math.log(2) + math.log2(math.sqrt(2 * math.pi * math.e) / WIDTH)).clip(0).sum(1)
+            starting &= (coder.bits() < 1.1 * need + 64) & (starts < STARTS - 1)
+            first, then = active & starting, active & ~starting
+            starts += first
+            if first.any():
+                self._push_in_two_parts(coder, levels, mean, first)
+            if then.any():
+                self._push_with_bits_back(coder, levels, mean, scale, then)
+        coder.push(starts[:, None], repeated(START_TABLE, lanes))
+        return [coder.get(lane) for lane in range(lanes)]
+
+    def _push_with_bits_back(self, coder: Coder, levels: Levels, mean: Float, scale: Float, active: Bool) -> None:
+        z, posterior_shifts = self.model.pop_posterior(coder, mean, scale, active)
+        self._push_image(coder, levels, z, Bins(WIDTH), posterior_shifts, active)
+
+    def _push_in_two_parts(self, coder: Coder, levels: Levels, mean: Float, active: Bool) -> None:
+        """With the bins, of those on offer, in which each lane's image takes the fewest bits."""
+        choices = []
+        for width in COARSE:
+            z = Bins(width).nearest(np.clip(mean, -100, 100))
+            digits, tables, _ = self.model.prior_tables(z, Bins(width))
+            symbols, pixels, _ = self.model.pixel_tables(levels, self.model.latents(Bins(width), z))
+            choices.append((z, cost(digits, tables) + cost(symbols, pixels)))
+        best = np.argmin([bits for _, bits in choices], 0)
+        for number, (z, _) in enumerate(choices):
+            chosen = active & (best == number)
+            if chosen.any():
+                self._push_image(coder, levels, z, Bins(COARSE[number]), np.zeros(len(z), np.int64), chosen)
+                coder.push(np.full((len(z), 1), number), repeated(COARSE_TABLE, len(z)), chosen)
+
+    def _push_image(self, coder: Coder, levels: Levels, z: Int, bins: Bins, shifts: Int, active: Bool) -> None:
+        """x given z, z under the prior, and the shifts of all grids."""
+        symbols, tables, pixel_shifts = self.model.pixel_tables(levels, self.model.latents(bins, z))
+        coder.push(symbols, tables, active)
+        digits, tables, prior_shifts = self.model.prior_tables(z, bins)
+        coder.push(digits, tables, active)
+        every = np.stack([shifts, pixel_shifts, prior_shifts], 1)
+        coder.push(every, repeated(SHIFT_TABLE, len(z), 3), active)
+
+    # -- decoding -----------------------------------------------------------------------------------------------------
+
+    def _decode(self, contents: Sequence[bytes], sizes: Sequence[int], seeds: Sequence[int]) -> list[Levels]:
+        lanes, counts = len(contents), np.array(sizes)
+        coder = make_coder(self.kind, contents)
+        starts = coder.pop(repeated(START_TABLE, lanes))[:, 0]
+        blocks = [np.zeros((size, *self.model.shape), np.uint8) for size in sizes]
+        for number in reversed(range(counts.max())):
+            active = number < counts
+            first, then = active & (number < starts), active & (number >= starts)
+            levels = np.zeros((lanes, *self.model.shape), np.uint8)
+            if then.any():
+                self._pop_with_bits_back(coder, levels, then)
+            if first.any():
+                choice = coder.pop(repeated(COARSE_TABLE, lanes), first)[:, 0]
+                for width in np.unique(choice[first]):
+                    self._pop_image(coder, levels, Bins(COARSE[width]), first & (choice == width))
+            for lane in np.flatnonzero(active):
+                blocks[lane][number] = levels[lane]
+        found, empty = coder.pop(repeated(BYTE_TABLE, lanes, 4)), coder.is_empty()
+        for index, (block, seed) in enumerate(zip(blocks, seeds, strict=True)):
+            if bytes(found[index].tolist()) != checksum(block, seed) or not empty[index]:
+                raise VlaeError(f"block {index} of those decoded does not match its checksum: the file is damaged")
+        return blocks
+
+    def _pop_with_bits_back(self, coder: Coder, levels: Levels, active: Bool) -> None:
+        z, shifts = self._pop_image(coder, levels, Bins(WIDTH), active)
+        mean, scale = self.model.posterior(levels)
+        self.model.push_posterior(coder, z, mean, scale, shifts, active)
+
+    def _pop_image(self, coder: Coder, levels: Levels, bins: Bins, active: Bool) -> tuple[Int, Int]:
+        """The reverse of `_push_image`: x into the active lanes of `levels`; returns z and the posterior's shifts."""
+        shifts, pixel_shifts, prior_shifts = coder.pop(repeated(SHIFT_TABLE, coder.lanes, 3), active).T
+        z = self.model.pop_prior(coder, bins, prior_shifts, active)
+        x = self.model.pop_pixels(coder, self.model.latents(bins, z), pixel_shifts, active)
+        levels[active] = x[active]
+        return z, shifts
+
+
+def cost(symbols: Int, tables: Int) -> Float:
+    """Bits of symbols [lanes, n] under tables [lanes, n, N], [lanes]."""
+    freqs = np.take_along_axis(tables, symbols[..., None], -1)[..., 0]
+    return (PRECISION - np.log2(freqs)).sum(1)
+
+
+def checksum(block: Levels, seed: int) -> bytes:
+    """CRC-32 of a block's levels, 4 bytes; the seed says which block of which file it is."""
+    return zlib.crc32(np.ascontiguousarray(block).tobytes(), seed).to_bytes(4, "little")

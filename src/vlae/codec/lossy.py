@@ -1,0 +1,125 @@
+"""Lossy coding: only z is kept, in bins of a chosen width, coded under the prior; decoding makes new texture."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlae.codec.ans import make_coder
+from vlae.codec.bitsback import BYTE_TABLE, SHIFT_TABLE, CoderKind, Levels, ModelCoder, cost, repeated
+from vlae.codec.rounding import Bins, Float, Int
+from vlae.distributions.likelihoods import Factorised
+from vlae.errors import VlaeError
+from vlae.models.base import LatentVariableModel
+
+Texture = Literal["sample", "greedy", "mean"]
+SAMPLES_OF_MEAN = 16
+
+
+class Lossy:
+    """Encodes the latents of blocks of images, all blocks at once: z = the posterior's mean, rounded to bins.
+
+    Args:
+        model: with a vector z and a prior with conditionals.
+        step: width of the bins; about a posterior's standard deviation keeps what the model itself knows of z.
+        coder: "auto", "numpy" or "constriction": the bytes are the same.
+    """
+
+    def __init__(self, model: LatentVariableModel, step: float, coder: CoderKind = "auto"):
+        if not step > 0 or not np.isfinite(step):
+            raise VlaeError(f"the step of lossy coding must be positive: the width of the bins of z; got {step}")
+        self.model, self.bins, self.kind = ModelCoder(model), Bins(float(step)), coder
+
+    def quantise(self, levels: Levels) -> Int:
+        """The bins of z of images uint8 [n, C, H, W], [n, D]."""
+        return self.bins.nearest(self.model.posterior(levels)[0])
+
+    def bits(self, levels: Levels) -> Float:
+        """What each image's z takes, in bits, [n], without writing it."""
+        z = self.quantise(levels)
+        parts = (self.model.prior_tables(z[i : i + 256], self.bins) for i in range(0, len(z), 256))
+        return np.concatenate([cost(digits, tables) for digits, tables, _ in parts])
+
+    def encode(self, blocks: Sequence[Levels], seeds: Sequence[int]) -> list[bytes]:
+        """Blocks of levels uint8 [n, C, H, W], n >= 1 each, to bytes; `seeds` go into their checksums."""
+        lanes, sizes = len(blocks), np.array([len(block) for block in blocks])
+        coder = make_coder(self.kind, lanes)
+        latents = [self.quantise(block) for block in blocks]
+        checks = [list(checksum(z, seed)) for z, seed in zip(latents, seeds, strict=True)]
+        coder.push(np.array(checks, np.int64), repeated(BYTE_TABLE, lanes, 4))
+        for number in range(sizes.max()):
+            active = number < sizes
+            z = np.stack([block[min(number, len(block) - 1)] for block in latents])
+            digits, tables, shifts = self.model.prior_tables(z, self.bins)
+            coder.push(digits, tables, active)
+            coder.push(shifts[:, None], repeated(SHIFT_TABLE, lanes), active)
+        return [coder.get(lane) for lane in range(lanes)]
+
+    def decode(self, contents: Sequence[bytes], sizes: Sequence[int], seeds: Sequence[int]) -> list[Int]:
+        """The bins of z of each block, [n, D].
+
+        Raises:
+            VlaeError: a block is damaged.
+        """
+        lanes, counts = len(contents), np.array(sizes)
+        coder = make_coder(self.kind, contents)
+        blocks = [np.zeros((size, self.model.dimensions), np.int64) for size in sizes]
+        for number in reversed(range(counts.max())):
+            active = number < counts
+            shifts = coder.pop(repeated(SHIFT_TABLE, lanes), active)[:, 0]
+            z = self.model.pop_prior(coder, self.bins, shifts, active)
+            for lane in np.flatnonzero(active):
+                blocks[lane][number] = z[lane]
+        found, empty = coder.pop(repeated(BYTE_TABLE, lanes, 4)), coder.is_empty()
+        for index, (z, seed) in enumerate(zip(blocks, seeds, strict=True)):
+            if bytes(found[index].tolist()) != checksum(z, seed) or not empty[index]:
+                raise VlaeError(f"block {index} of those decoded does not match its checksum: the file is damaged")
+        return blocks
+
+    @torch.no_grad()
+    def images(self, bins: Int, numbers: Sequence[int], texture: Texture = "sample", seed: int = 0) -> Tensor:
+        """Images [n, C, H, W] in [0, 1] for latents [n, D].
+
+        Args:
+            bins: of z.
+            numbers: of the images, for their noise, which does not depend on the images beside them.
+            texture: "sample" draws it, "greedy" takes each pixel's likeliest value, "mean" the expected image (of an
+                autoregressive decoder the average of 16 samples).
+            seed: of the noise.
+        """
+        if texture not in get_args(Texture):
+            raise VlaeError(f"unknown texture {texture!r}: choose one of {', '.join(get_args(Texture))}")
+        p = self.model.model.decode(self.model.latents(self.bins, bins))
+        if texture == "greedy":
+            return p.mode
+        if texture == "mean" and isinstance(p, Factorised):
+            return p.mean
+        generators = [torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63) for number in numbers]
+        count = SAMPLES_OF_MEAN if texture == "mean" else 1
+        return sum(p.sample(generator=generators) for _ in range(count)).clamp(0, count) / count  # type: ignore[union-attr]
+
+
+def checksum(z: Int, seed: int) -> bytes:
+    """CRC-32 of a block's bins, 4 bytes; the seed says which block of which file it is."""
+    return zlib.crc32(np.ascontiguousarray(z, "<i8").tobytes(), seed).to_bytes(4, "little")
+
+
+def step_for(model: LatentVariableModel, levels: Levels, bits: float) -> float:
+    """The step at which images uint8 [n, C, H, W] take `bits` bits each on average, by bisection.
+
+    Raises:
+        VlaeError: no step between 1/64 and 64 gives that rate.
+    """
+    least, most = 2.0**-6, 2.0**6
+    rates = [Lossy(model, step).bits(levels).mean() for step in (most, least)]
+    if not rates[0] <= bits <= rates[1]:
+        raise VlaeError(f"{bits:g} bits an image can't be had: between {rates[0]:.1f} and {rates[1]:.1f} can")
+    for _ in range(12):
+        middle = (least * most) ** 0.5
+        least, most = (middle, most) if Lossy(model, middle).bits(levels).mean() > bits else (least, middle)
+    return most
