@@ -186,6 +186,11 @@ class Sizes:
         return math.sqrt(variance.sum()) / self.count
 
     @property
+    def own_or_mean(self) -> Float:
+        """-ELBO at the z that was popped, or the mean over z where none was, [N]."""
+        return np.where(self.two_parts, self.bound.mean(0), self.own_bound)
+
+    @property
     def ends(self) -> float:
         """Bits of all blocks that are no image's: checksums, numbers of images in two parts, the last words' rests."""
         return 8 * self.payload_bytes - self.added.sum()
@@ -254,33 +259,23 @@ def account_rows(sizes: Sizes) -> list[tuple[str, ...]]:
             return name, "0", "", "", "", ""
         bits, own = sizes.added[which].mean(), bound[which].mean()
         share = (sizes.added - bound)[which].sum() / sizes.count
-        return name, f"{which.sum():,} images", f"{bits:.3f}", f"{own:.3f}", f"{bits - own:+.3f}", f"{share:+.4f}"
+        return name, counted(which.sum(), "image"), f"{bits:.3f}", f"{own:.3f}", f"{bits - own:+.3f}", f"{share:+.4f}"
 
-    ends, head = sizes.ends, 8 * (sizes.file_bytes - sizes.payload_bytes)
-    bits = 8 * sizes.file_bytes / sizes.count
-    own = np.where(sizes.two_parts, sizes.bound.mean(0), sizes.own_bound).mean()
-    over = f"{bits - own:+.3f}"
+    blocks, images, own = counted(sizes.blocks, "block"), counted(sizes.count, "image"), sizes.own_or_mean.mean()
+    ends, head, bits = sizes.ends, 8 * (sizes.file_bytes - sizes.payload_bytes), 8 * sizes.file_bytes / sizes.count
+    over, share = f"{bits - own:+.3f}", f"{100 * (bits / own - 1):+.3f} %"
     return [
         row("with bits back, beside -ELBO at the same z", ~sizes.two_parts, sizes.own_bound),
         row("in two parts, beside the mean -ELBO", sizes.two_parts, sizes.bound.mean(0)),
-        (
-            "checksums and last words",
-            f"{sizes.blocks} blocks",
-            f"{ends / sizes.blocks:.1f}",
-            "",
-            "",
-            f"{ends / sizes.count:+.4f}",
-        ),
+        ("checksums and last words", blocks, f"{ends / sizes.blocks:.1f}", "", "", f"{ends / sizes.count:+.4f}"),
         ("header and index", "", f"{head}", "", "", f"{head / sizes.count:+.4f}"),
-        (
-            "whole file",
-            f"{sizes.count:,} images",
-            f"{bits:.3f}",
-            f"{own:.3f}",
-            over,
-            f"{100 * (bits / own - 1):+.3f} %",
-        ),
+        ("whole file", images, f"{bits:.3f}", f"{own:.3f}", over, share),
     ]
+
+
+def counted(number: int, noun: str) -> str:
+    """The number with its noun: 1 image, 1,200 images."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def worst(sizes: Sizes) -> str:
@@ -293,7 +288,7 @@ def worst(sizes: Sizes) -> str:
         over = (sizes.added - bound)[chained]
         parts.append(
             f"the worst image takes {over.max():.2f} bits more than its -ELBO {name} "
-            f"({(over > FAR_OVER).sum()} images over {FAR_OVER} bits more)"
+            f"({counted((over > FAR_OVER).sum(), 'image')} over {FAR_OVER} bits more)"
         )
     return f"With bits back, {'; '.join(parts)}."
 
@@ -441,7 +436,7 @@ def run(model: LatentVariableModel, dataset: ImageDataset, name: str, images_per
     sizes = measure(model, images, images_per_block)
     page.say(table(("", "bytes", "bits an image", f"bits {unit}", "over -ELBO"), size_rows(sizes)))
     page.say(
-        f"{sizes.count:,} images in {sizes.blocks} blocks, decoded and found equal in every pixel. "
+        f"{counted(sizes.count, 'image')} in {counted(sizes.blocks, 'block')}, decoded and found equal in every pixel. "
         f"Encoding {sizes.encoding:.0f} images/s, decoding {sizes.decoding:.0f} images/s, each timed once. "
         "± is one standard error, of the z's that were drawn; the account below has no such chance in it."
     )

@@ -130,7 +130,7 @@ def chart(points: Sequence[Point], title: str) -> Figure:
     figure = Figure(figsize=(9, 3.8), dpi=128, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle(title, size=10)
-    names = {"error": "mean squared error per pixel", "agreement": "classifier agrees with itself on the original"}
+    names = {"error": "mean squared error per pixel", "agreement": "share classified as the original is"}
     *lossy, lossless = points
     for axes, (term, label) in zip(figure.subplots(1, 2), names.items(), strict=True):
         for texture, style in STYLES.items():

@@ -402,6 +402,8 @@ def plot(speeds: dict[Cell, Speed], memory: dict[Cell, Memory], title: str) -> F
     by_time, by_memory, by_batch = figure.subplots(1, 3)
     for batch, marker in ((1, "o"), (64, "^")):
         line = sorted((cell for cell in memory if cell.batch == batch), key=lambda cell: cell.side)
+        if not line:
+            continue
         sides, name = [cell.side for cell in line], f"batch {batch}"
         _ours(by_time, sides, [speeds[c].sample_seconds for c in line], f"wavefront, {name}", marker)
         _theirs(by_time, sides, [speeds[c].loop_seconds for c in line], f"obvious loop, {name}", marker)

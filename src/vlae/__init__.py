@@ -1,6 +1,6 @@
 """vlae: Variational Lossy Autoencoders in PyTorch."""
 
-from vlae import codec, data, distributions, nn
+from vlae import codec, data, distributions, nn, sampling
 from vlae.errors import VlaeError
 from vlae.models import VAE, VLAE, Bound, LatentVariableModel, PixelCNN, load
 
@@ -18,4 +18,5 @@ __all__ = [
     "distributions",
     "load",
     "nn",
+    "sampling",
 ]
