@@ -126,16 +126,19 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def typical(call: Callable[[], object], least: int) -> float:
-    """The median of at least so many calls, for at least SHORTEST seconds."""
+def average(call: Callable[[], object], least: int) -> float:
+    """Seconds a call takes on average over at least so many calls and SHORTEST seconds.
+
+    Not their median: a loop takes the sum of its passes, and on a busy machine the two differ by a sixth.
+    """
     times: list[float] = []
     while len(times) < least or sum(times) < SHORTEST:
         times.append(seconds(call))
-    return statistics.median(times)
+    return statistics.mean(times)
 
 
 class Speed:
-    """The times of one cell, a number for each round: of one full pass, and of one call of `sample`."""
+    """The times of one cell, in seconds, one for each round: of a full pass, and of a call of `sample`."""
 
     def __init__(self, cell: Cell):
         self.cell, self.p = cell, cell.distribution()
@@ -143,6 +146,7 @@ class Speed:
         self.steps = len(self.p.schedule())
         self.passes: list[float] = []
         self.samples: list[float] = []
+        self.set_ups: list[float] = []  # the part of a sample call before its first step
 
     def warm_up(self) -> None:
         """The first calls."""
@@ -151,23 +155,24 @@ class Speed:
 
     def round(self) -> None:
         """Times both, one after the other."""
-        self.passes.append(typical(self.full_pass, 3))
-        self.samples.append(typical(self.p.sample, 1))
+        self.passes.append(average(self.full_pass, 3))
+        self.samples.append(average(self.p.sample, 1))
+        self.set_ups.append(average(self.set_up, 1))
 
-    def set_up(self) -> float:
-        """Seconds of a sample call that go by before its first step."""
-        p = self.p
-
-        def call() -> None:
-            with torch.inference_mode():
-                evaluator(p.network, p.context, p.event_shape, p.schedule())
-
-        return typical(call, 3)
+    def set_up(self) -> None:
+        """What `sample` does before its first step."""
+        with torch.inference_mode():
+            evaluator(self.p.network, self.p.context, self.p.event_shape, self.p.schedule())
 
     @property
     def sample_seconds(self) -> float:
         """Of one call of `sample`."""
         return statistics.median(self.samples)
+
+    @property
+    def set_up_seconds(self) -> float:
+        """Of that, before the first step."""
+        return statistics.median(self.set_ups)
 
     @property
     def loop_seconds(self) -> float:
@@ -193,9 +198,9 @@ def measure(cells: Sequence[Cell], rounds: int) -> dict[Cell, Speed]:
 
 def whole_loop(speed: Speed) -> Row:
     """Row (network, batch, measured, extrapolated, measured / extrapolated) of the obvious loop, run as a whole."""
-    before = typical(speed.full_pass, 3)
+    before = average(speed.full_pass, 100)
     measured = seconds(lambda: speed.p.sample(method="raster"))
-    extrapolated = speed.cell.pixels * (before + typical(speed.full_pass, 3)) / 2
+    extrapolated = speed.cell.pixels * (before + average(speed.full_pass, 100)) / 2
     cell = speed.cell
     return cell.network, str(cell.batch), time_of(measured), time_of(extrapolated), f"{measured / extrapolated:.2f}"
 
@@ -288,7 +293,7 @@ class Profile:
 def profile(speed: Speed) -> Profile:
     """Profiles one call of `sample`."""
     for _ in range(2):  # a profiler's first use takes its time
-        plain = typical(speed.p.sample, 1)
+        plain = average(speed.p.sample, 1)
         cpu = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=cpu) as recorded, torch.profiler.record_function("# sample"):
             profiled = seconds(speed.p.sample)
@@ -323,7 +328,7 @@ def overhead(speed: Speed, rounds: int = 5) -> float:
     """The time of the same calls on one image and one channel, as a fraction of this cell's, alternating."""
     bare = replace(speed.cell, channels=1, batch=1).distribution()
     bare.sample()
-    return statistics.median(typical(bare.sample, 1) / typical(speed.p.sample, 1) for _ in range(rounds))
+    return statistics.median(average(bare.sample, 1) / average(speed.p.sample, 1) for _ in range(rounds))
 
 
 # -- output -----------------------------------------------------------------------------------------------------------
@@ -361,7 +366,7 @@ def headline_table(speeds: Sequence[Speed]) -> str:
 
 def headline_row(speed: Speed) -> Row:
     """One of its rows."""
-    set_up, whole, cell = speed.set_up(), speed.sample_seconds, speed.cell
+    set_up, whole, cell = speed.set_up_seconds, speed.sample_seconds, speed.cell
     step = max(0.0, whole - set_up) / speed.steps
     return (
         *(cell.network, str(cell.batch), str(cell.pixels), str(speed.steps)),

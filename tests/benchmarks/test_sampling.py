@@ -49,7 +49,7 @@ def test_ratios_are_finite_and_positive():
     for speed in sampling.measure(CELLS, rounds=2).values():
         assert len(speed.ratios) == 2
         assert all(math.isfinite(ratio) and ratio > 0 for ratio in speed.ratios)
-        assert speed.sample_seconds > 0 and speed.loop_seconds > 0 and speed.set_up() > 0
+        assert speed.sample_seconds > 0 and speed.loop_seconds > 0 and speed.set_up_seconds > 0
 
 
 def test_memory_of_a_process_of_its_own():

@@ -118,7 +118,7 @@ def test_model_without_a_latent_is_coded_at_its_exact_likelihood():
     contents = encode(model, [levels])
     assert_equal(decode(model, contents, [levels]), [levels])
     expected = -model.log_prob(torch.from_numpy(levels / 1.0)).sum().item() / math.log(2)
-    assert 8 * len(contents[0]) == pytest.approx(expected + 32, abs=40)  # the checksum; whole words
+    assert 8 * len(contents[0]) == pytest.approx(expected + 32, abs=16)  # the checksum; whole bytes
 
 
 def test_one_pixel_images(tiny_vae):
@@ -278,7 +278,7 @@ def test_blocks_cost_little_more_than_one(tiny_vlae):
 
 
 def test_common_symbols_take_almost_nothing():
-    for table in (bitsback.SHIFT_TABLE, bitsback.START_TABLE, bitsback.COARSE_TABLE, bitsback.BYTE_TABLE):
+    for table in (bitsback.SHIFT_TABLE, bitsback.START_TABLE, bitsback.COARSE_TABLE):
         assert table.sum() == TOTAL
         assert table.min() >= 1
     assert -math.log2(bitsback.SHIFT_TABLE[0] / TOTAL) < 0.006

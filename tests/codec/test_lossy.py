@@ -1,5 +1,7 @@
 """Lossy coding: bins exact, rate as promised, texture reproducible."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -95,8 +97,8 @@ def test_bits_are_what_the_payload_takes(model, step):
     expected = machine.bits(levels)
     assert expected.shape == (40,)
     (content,) = machine.encode([levels], [0])
-    # The checksum, 40 symbols that say "no shift"; an empty stack wastes 16 bits, and it is written in whole words.
-    assert 0 <= 8 * len(content) - (expected.sum() + 32 + 40 * 0.0057) <= 16 + 32 + 2
+    # The checksum, 40 symbols that say "no shift", whole bytes.
+    assert -1 <= 8 * len(content) - (expected.sum() + 32) <= 12
 
 
 def test_bits_are_those_of_the_prior(tiny_vae):
@@ -112,7 +114,7 @@ def test_bits_are_those_of_the_prior(tiny_vae):
 def test_rate_falls_as_the_step_grows(model):
     levels = levels_of(model, 60)
     rates = [Lossy(model, step).bits(levels).mean() for step in (0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)]
-    assert all(finer > coarser for finer, coarser in zip(rates[:-1], rates[1:], strict=True))
+    assert all(finer > coarser for finer, coarser in itertools.pairwise(rates))
     # A bit per dimension and halving, while bins are narrow.
     assert rates[0] - rates[1] == pytest.approx(3, abs=0.3)
 

@@ -95,7 +95,9 @@ def test_lanes_are_independent():
 
 
 def test_log_masses_without_weight_are_never_near_a_boundary():
-    assert choose_shifts((np.full((1, 5), -np.inf).clip(LOG_LEAST), LOG_STEP)).tolist() == [0]
+    impossible = bounded(np.array([[-np.inf, -1e308, LOG_LEAST - 1e-3, LOG_LEAST, -1.0]]))
+    assert impossible.tolist() == [[LOG_LEAST] * 4 + [-1]]
+    assert choose_shifts((impossible, LOG_STEP)).tolist() == [0]
     scaled = LOG_LEAST / LOG_STEP + SHIFTS
     assert (np.abs(scaled - np.floor(scaled) - 0.5) > 0.01).all()
     for by in (-1, 1):  # around the cut

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlae.codec import rounding
-from vlae.codec.ans import PRECISION, TOTAL, Coder, make_coder
+from vlae.codec.ans import PRECISION, Coder, make_coder
 from vlae.codec.rounding import LOG_STEP, MEAN_STEP, SCALE_STEP, Bins, Float, Int
 from vlae.distributions.autoregressive import Autoregressive
 from vlae.distributions.likelihoods import Factorised
@@ -47,10 +47,34 @@ def geometric(size: int, ratio: float) -> Int:
     return rounding.frequencies(np.array([max(1, round(2**30 * ratio**k)) for k in range(size)], np.int64), least=1)
 
 
-SHIFT_TABLE = geometric(len(rounding.SHIFTS), 1 / 256)
+SHIFT_TABLE = geometric(len(rounding.SHIFTS), 1 / 4096)
 START_TABLE = geometric(STARTS, 1 / 2)
 COARSE_TABLE = geometric(len(COARSE), 1 / 2)
-BYTE_TABLE = np.full(256, TOTAL // 256, np.int64)
+
+
+BOTTOM = b"\x01\0\0\0"  # above the checksum, so that a stack's last word is not zero
+
+
+def stacks(kind: CoderKind, checksums: Sequence[bytes]) -> Coder:
+    """A lane for each block, with the block's checksum at the bottom."""
+    return make_coder(kind, [check + BOTTOM for check in checksums])
+
+
+def contents(coder: Coder) -> list[bytes]:
+    """What is on each lane, without the zero bytes at the end."""
+    return [coder.get(lane).rstrip(b"\0") for lane in range(coder.lanes)]
+
+
+def restacked(kind: CoderKind, contents: Sequence[bytes]) -> Coder:
+    """The reverse of `contents`."""
+    return make_coder(kind, [content + bytes(-len(content) % 4) for content in contents])
+
+
+def check_bottom(coder: Coder, checksums: Sequence[bytes]) -> None:
+    """Refuses stacks that hold anything but their block's checksum."""
+    for lane, check in enumerate(checksums):
+        if coder.get(lane) != check + BOTTOM:
+            raise VlaeError(f"block {lane} of those decoded does not match its checksum: the file is damaged")
 
 
 def repeated(table: Int, lanes: int, count: int = 1) -> Int:
@@ -168,11 +192,12 @@ class ModelCoder:
         def visit(sites: object, conditional: torch.distributions.Normal) -> Tensor:
             mean, scale = conditional.loc.cpu().numpy(), conditional.scale.log().cpu().numpy()
             grid = rounding.rounded(mean, MEAN_STEP, shifts), rounding.rounded(scale, SCALE_STEP, shifts)
+            start = len(popped)
             for i in range(mean.shape[1]):
                 here = grid[0][:, i : i + 1], grid[1][:, i : i + 1]
                 first = coder.pop(bins.first(*here, least=1), active)
                 popped.append(first * rounding.DIGIT + coder.pop(bins.second(first, *here, least=1), active))
-            return self.latents(bins, np.concatenate(popped[-mean.shape[1] :], 1))
+            return self.latents(bins, np.concatenate([*popped[:1], *popped[start:]], 1))
 
         self.prior.scan(visit, lanes)
         return np.concatenate(popped, 1)
@@ -242,9 +267,7 @@ class BitsBack:
 
     def _encode(self, blocks: Sequence[Levels], seeds: Sequence[int]) -> list[bytes]:
         lanes, sizes = len(blocks), np.array([len(block) for block in blocks])
-        coder = make_coder(self.kind, lanes)
-        checks = np.array([list(checksum(b, s)) for b, s in zip(blocks, seeds, strict=True)], np.int64)
-        coder.push(checks, repeated(BYTE_TABLE, lanes, checks.shape[1]))
+        coder = stacks(self.kind, list(map(checksum, blocks, seeds)))
         starting, starts = np.ones(lanes, bool), np.zeros(lanes, np.int64)
         for number in range(sizes.max()):
             active = number < sizes
@@ -260,7 +283,7 @@ class BitsBack:
             if then.any():
                 self._push_with_bits_back(coder, levels, mean, scale, then)
         coder.push(starts[:, None], repeated(START_TABLE, lanes))
-        return [coder.get(lane) for lane in range(lanes)]
+        return contents(coder)
 
     def _push_with_bits_back(self, coder: Coder, levels: Levels, mean: Float, scale: Float, active: Bool) -> None:
         z, posterior_shifts = self.model.pop_posterior(coder, mean, scale, active)
@@ -294,7 +317,7 @@ class BitsBack:
 
     def _decode(self, contents: Sequence[bytes], sizes: Sequence[int], seeds: Sequence[int]) -> list[Levels]:
         lanes, counts = len(contents), np.array(sizes)
-        coder = make_coder(self.kind, contents)
+        coder = restacked(self.kind, contents)
         starts = coder.pop(repeated(START_TABLE, lanes))[:, 0]
         blocks = [np.zeros((size, *self.model.shape), np.uint8) for size in sizes]
         for number in reversed(range(counts.max())):
@@ -309,16 +332,16 @@ class BitsBack:
                     self._pop_image(coder, levels, Bins(COARSE[width]), first & (choice == width))
             for lane in np.flatnonzero(active):
                 blocks[lane][number] = levels[lane]
-        found, empty = coder.pop(repeated(BYTE_TABLE, lanes, 4)), coder.is_empty()
-        for index, (block, seed) in enumerate(zip(blocks, seeds, strict=True)):
-            if bytes(found[index].tolist()) != checksum(block, seed) or not empty[index]:
-                raise VlaeError(f"block {index} of those decoded does not match its checksum: the file is damaged")
+        check_bottom(coder, list(map(checksum, blocks, seeds)))
         return blocks
 
     def _pop_with_bits_back(self, coder: Coder, levels: Levels, active: Bool) -> None:
         z, shifts = self._pop_image(coder, levels, Bins(WIDTH), active)
         mean, scale = self.model.posterior(levels)
-        self.model.push_posterior(coder, z, mean, scale, shifts, active)
+        try:
+            self.model.push_posterior(coder, z, mean, scale, shifts, active)
+        except VlaeError:  # a z that this posterior gives no mass to was never popped from it
+            raise VlaeError("a block does not decode to what was written: the file is damaged") from None
 
     def _pop_image(self, coder: Coder, levels: Levels, bins: Bins, active: Bool) -> tuple[Int, Int]:
         """The reverse of `_push_image`: x into the active lanes of `levels`; returns z and the posterior's shifts."""

@@ -231,7 +231,10 @@ def _decode(
     needed = [i for i, block in enumerate(every) if block.start < images.stop and images.start < block.stop]
     method = _method(model, header, coder)
     parts = [[values[i] for i in needed] for values in (container.blocks, header.sizes, container.seeds)]
-    decoded = np.concatenate(_run("decode", model, header, coder, workers, *parts))
+    try:
+        decoded = np.concatenate(_run("decode", model, header, coder, workers, *parts))
+    except VlaeError as error:  # the model and the header are known to be good
+        raise VlaeError(f"the file is damaged in its blocks: {error}") from None
     first = every[needed[0]].start
     wanted: Any = decoded[images.start - first : images.stop - first]
     if isinstance(method, Lossy):

@@ -105,7 +105,7 @@ class Header:
             and _is_size(levels, 256)
             and levels >= 2
             and values["mode"] in MODES
-            and (isinstance(step, float) and 0 < step < math.inf if values["mode"] == "lossy" else step is None)
+            and (isinstance(step, float) and 1e-30 <= step <= 1e30 if values["mode"] == "lossy" else step is None)
             and _is_size(blocks, 2**31)
         )
         if not good:

@@ -10,8 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlae.codec.ans import make_coder
-from vlae.codec.bitsback import BYTE_TABLE, SHIFT_TABLE, CoderKind, Levels, ModelCoder, cost, repeated
+from vlae.codec.bitsback import (
+    SHIFT_TABLE,
+    CoderKind,
+    Levels,
+    ModelCoder,
+    check_bottom,
+    contents,
+    cost,
+    repeated,
+    restacked,
+    stacks,
+)
 from vlae.codec.rounding import Bins, Float, Int
 from vlae.distributions.likelihoods import Factorised
 from vlae.errors import VlaeError
@@ -31,8 +41,10 @@ class Lossy:
     """
 
     def __init__(self, model: LatentVariableModel, step: float, coder: CoderKind = "auto"):
-        if not step > 0 or not np.isfinite(step):
-            raise VlaeError(f"the step of lossy coding must be positive: the width of the bins of z; got {step}")
+        if not 1e-30 <= step <= 1e30:  # beyond, numbers overflow
+            raise VlaeError(f"the step of lossy coding, the width of the bins of z, must be positive; got {step}")
+        if not model.latent_shape[0]:
+            raise VlaeError("lossy coding keeps z alone, and this model has none")
         self.model, self.bins, self.kind = ModelCoder(model), Bins(float(step)), coder
 
     def quantise(self, levels: Levels) -> Int:
@@ -48,17 +60,15 @@ class Lossy:
     def encode(self, blocks: Sequence[Levels], seeds: Sequence[int]) -> list[bytes]:
         """Blocks of levels uint8 [n, C, H, W], n >= 1 each, to bytes; `seeds` go into their checksums."""
         lanes, sizes = len(blocks), np.array([len(block) for block in blocks])
-        coder = make_coder(self.kind, lanes)
         latents = [self.quantise(block) for block in blocks]
-        checks = [list(checksum(z, seed)) for z, seed in zip(latents, seeds, strict=True)]
-        coder.push(np.array(checks, np.int64), repeated(BYTE_TABLE, lanes, 4))
+        coder = stacks(self.kind, list(map(checksum, latents, seeds)))
         for number in range(sizes.max()):
             active = number < sizes
             z = np.stack([block[min(number, len(block) - 1)] for block in latents])
             digits, tables, shifts = self.model.prior_tables(z, self.bins)
             coder.push(digits, tables, active)
             coder.push(shifts[:, None], repeated(SHIFT_TABLE, lanes), active)
-        return [coder.get(lane) for lane in range(lanes)]
+        return contents(coder)
 
     def decode(self, contents: Sequence[bytes], sizes: Sequence[int], seeds: Sequence[int]) -> list[Int]:
         """The bins of z of each block, [n, D].
@@ -67,7 +77,7 @@ class Lossy:
             VlaeError: a block is damaged.
         """
         lanes, counts = len(contents), np.array(sizes)
-        coder = make_coder(self.kind, contents)
+        coder = restacked(self.kind, contents)
         blocks = [np.zeros((size, self.model.dimensions), np.int64) for size in sizes]
         for number in reversed(range(counts.max())):
             active = number < counts
@@ -75,10 +85,7 @@ class Lossy:
             z = self.model.pop_prior(coder, self.bins, shifts, active)
             for lane in np.flatnonzero(active):
                 blocks[lane][number] = z[lane]
-        found, empty = coder.pop(repeated(BYTE_TABLE, lanes, 4)), coder.is_empty()
-        for index, (z, seed) in enumerate(zip(blocks, seeds, strict=True)):
-            if bytes(found[index].tolist()) != checksum(z, seed) or not empty[index]:
-                raise VlaeError(f"block {index} of those decoded does not match its checksum: the file is damaged")
+        check_bottom(coder, list(map(checksum, blocks, seeds)))
         return blocks
 
     @torch.no_grad()

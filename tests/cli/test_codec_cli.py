@@ -1,0 +1,237 @@
+"""`vlae compress`, `decompress` and `info`: end to end on files, and errors in one line with exit code 2."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vlae
+from vlae.cli import main
+
+LEVELS = 17
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny model of 8x8 images at the 17 levels of the digits, saved."""
+    torch.manual_seed(0)
+    options = {"likelihood": "categorical", "likelihood_options": {"levels": LEVELS}}
+    tiny = vlae.VAE((1, 8, 8), latent_dim=3, architecture="mlp", widths=[8], **options)
+    return str(tiny.save_pretrained(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def reversed_model(tmp_path_factory):
+    options = {"latent_dim": 2, "encoder_widths": [2], "encoder_hidden": 4, "channels": 2, "flow_hidden": (4,)}
+    tiny = vlae.VLAE((1, 8, 8), decoder_layers=0, flow_order="reversed", **options)
+    return str(tiny.save_pretrained(tmp_path_factory.mktemp("models") / "reversed"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with a folder of grey pictures of odd sizes at the model's levels."""
+    rng = np.random.default_rng(0)
+    for name, size in {"one.png": (9, 15), "two.png": (3, 2), "sub/three.png": (8, 8)}.items():
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.round(rng.integers(0, LEVELS, size) * 255 / (LEVELS - 1)).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def packed(here, model, capsys):
+    assert main(["compress", "in", "out.vlae", "--model", model, "--images_per_block", "3"]) == 0
+    capsys.readouterr()
+    return here / "out.vlae"
+
+
+def fails(capsys, *words):
+    """The one line that a refused command prints."""
+    capsys.readouterr()
+    assert main(list(words)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vlae: error: ")
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    return error
+
+
+def files(directory):
+    return sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
+
+
+def same(here, name):
+    restored = Image.open(here / "back" / name)
+    assert restored.mode == "L"
+    return np.array_equal(np.asarray(restored), np.asarray(Image.open(here / "in" / name)))
+
+
+def test_folders_there_and_back(here, model, packed, capsys):
+    assert main(["decompress", "out.vlae", "back", "--model", model]) == 0
+    assert files(here / "back") == files(here / "in")
+    assert all(same(here, name) for name in files(here / "in"))
+    assert "3 files in back" in capsys.readouterr().out
+
+
+def test_compress_says_what_it_did(here, model, capsys):
+    assert main(["compress", "in", "out.vlae", "--model", model]) == 0
+    out = capsys.readouterr().out
+    size = (here / "out.vlae").stat().st_size
+    assert "6 images of 1x8x8" in out
+    assert f"{size:,} bytes" in out
+    assert "decoded again and compared" in out
+    assert main(["compress", "in", "out.vlae", "--model", model, "--verify=false"]) == 0
+    assert "compared" not in capsys.readouterr().out
+
+
+@pytest.mark.xfail(strict=True, reason="the flag --verify becomes --verify=true, and the false after it a stray word")
+def test_verify_false_as_documented(here, model):
+    assert main(["compress", "in", "out.vlae", "--model", model, "--verify", "false"]) == 0
+
+
+def test_single_files_and_missing_directories(here, model):
+    assert main(["compress", "in/one.png", "in/two.png", "a/b/out.vlae", "--model", model]) == 0
+    assert main(["decompress", "a/b/out.vlae", "c/d/back", "--model", model]) == 0
+    assert files(here / "c" / "d" / "back") == ["one.png", "two.png"]
+
+
+def test_only_some(here, model, packed, capsys):
+    assert main(["decompress", "out.vlae", "back", "--model", model, "--only", '["sub/three.png"]']) == 0
+    assert files(here / "back") == ["sub/three.png"]
+    assert same(here, "sub/three.png")
+    assert "no picture" in fails(capsys, "decompress", "out.vlae", "x", "--model", model, "--only", '["four.png"]')
+    assert not (here / "x").exists()
+
+
+def test_nothing_is_overwritten_unasked(here, model, packed, capsys):
+    (here / "back").mkdir()
+    (here / "back" / "two.png").write_bytes(b"precious")
+    assert "exists" in fails(capsys, "decompress", "out.vlae", "back", "--model", model)
+    assert files(here / "back") == ["two.png"]
+    assert (here / "back" / "two.png").read_bytes() == b"precious"
+    assert main(["decompress", "out.vlae", "back", "--model", model, "--overwrite"]) == 0
+    assert same(here, "two.png")
+
+
+def test_data_sets(here, model, capsys):
+    assert main(["compress", "digits.vlae", "--data.name", "digits", "--model", model]) == 0
+    assert "8x8" in capsys.readouterr().out
+    assert main(["decompress", "digits.vlae", "back", "--model", model]) == 0
+    restored = np.load(here / "back" / "images.npz")["images"]
+    expected = vlae.data.load("digits", split="test").tensor()
+    assert np.array_equal(restored, (expected * 255).round().numpy().astype(np.uint8))
+
+
+def test_lossy(here, model, capsys):
+    assert main(["compress", "in", "small.vlae", "--model", model, "--lossy_step", "0.5"]) == 0
+    assert main(["compress", "in", "bits.vlae", "--model", model, "--lossy_bits", "12"]) == 0
+    for texture in ("sample", "greedy", "mean"):
+        words = ["decompress", "small.vlae", texture, "--model", model, "--texture", texture, "--seed", "3"]
+        assert main(words) == 0
+        assert np.asarray(Image.open(here / texture / "one.png")).shape == (9, 15)
+    assert "texture" in fails(capsys, "decompress", "small.vlae", "x", "--model", model, "--texture", "median")
+    both = ["--lossy_step", "1", "--lossy_bits", "9"]
+    assert "not both" in fails(capsys, "compress", "in", "x.vlae", "--model", model, *both)
+    assert "can't be had" in fails(capsys, "compress", "in", "x.vlae", "--model", model, "--lossy_bits", "1e9")
+    assert "step" in fails(capsys, "compress", "in", "x.vlae", "--model", model, "--lossy_step", "-1")
+    assert not (here / "x.vlae").exists()
+    assert not (here / "x").exists()
+    capsys.readouterr()
+    assert main(["info", "small.vlae"]) == 0
+    assert "lossy, only z, in bins of 0.5" in capsys.readouterr().out
+
+
+def test_info_needs_no_model(here, packed, capsys):
+    assert main(["info", "out.vlae"]) == 0
+    out = capsys.readouterr().out
+    for part in ("lossless", "6 of 1x8x8, 17 levels", "3: one.png, sub/three.png, two.png", "2, each"):
+        assert part in out
+    assert main(["info", "out.vlae", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"] == packed.stat().st_size
+    assert [picture["name"] for picture in found["pictures"]] == ["one.png", "sub/three.png", "two.png"]
+
+
+def test_what_compress_refuses(here, model, reversed_model, capsys):
+    assert ".vlae" in fails(capsys, "compress", "in", "out.zip", "--model", model)
+    assert ".vlae" in fails(capsys, "compress", "in", "in/one.png", "--model", model), "the last name is an input"
+    assert "no such file" in fails(capsys, "compress", "nowhere", "out.vlae", "--model", model)
+    assert "give what to compress" in fails(capsys, "compress", "out.vlae", "--model", model)
+    assert "not both" in fails(capsys, "compress", "in", "out.vlae", "--model", model, "--data.name", "digits")
+    assert "flow_order" in fails(
+        capsys,
+        "compress",
+        "--data.name",
+        "digits",
+        "--data.binarize",
+        "threshold",
+        "out.vlae",
+        "--model",
+        reversed_model,
+    )
+    assert "no saved model" in fails(capsys, "compress", "in", "out.vlae", "--model", "nothing")
+    assert "coder" in fails(capsys, "compress", "in", "out.vlae", "--model", model, "--coder", "huffman")
+    assert "images_per_block" in fails(
+        capsys, "compress", "in", "out.vlae", "--model", model, "--images_per_block", "0"
+    )
+    Image.fromarray(np.full((8, 8), 77, np.uint8)).save("in/grey.png")
+    assert "grey.png" in fails(capsys, "compress", "in", "out.vlae", "--model", model)
+    (here / "in" / "grey.png").unlink()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8) + np.arange(3, dtype=np.uint8)).save("in/colour.png")
+    assert "colour.png" in fails(capsys, "compress", "in", "out.vlae", "--model", model)
+    (here / "in" / "colour.png").unlink()
+    (here / "file").write_text("in the way")
+    fails(capsys, "compress", "in", "file/out.vlae", "--model", model)
+    assert not (here / "out.vlae").exists()
+    assert not list(here.rglob("*.tmp"))
+
+
+def test_a_failure_leaves_the_old_file(here, model, packed, capsys):
+    before = packed.read_bytes()
+    Image.fromarray(np.full((8, 8), 77, np.uint8)).save("in/grey.png")
+    fails(capsys, "compress", "in", "out.vlae", "--model", model)
+    assert packed.read_bytes() == before
+
+
+def test_what_decompress_refuses(here, model, reversed_model, packed, capsys):
+    data = packed.read_bytes()
+    assert "another model" in fails(capsys, "decompress", "out.vlae", "back", "--model", reversed_model)
+    for number, damaged in enumerate(
+        (data[:-1], data + b"\0", data[:40], data[:-3] + bytes([data[-3] ^ 64]) + data[-2:])
+    ):
+        (here / f"{number}.vlae").write_bytes(damaged)
+        assert "damaged" in fails(capsys, "decompress", f"{number}.vlae", "back", "--model", model)
+    (here / "later.vlae").write_bytes(data[:8] + b"\2" + data[9:])
+    assert "update vlae" in fails(capsys, "decompress", "later.vlae", "back", "--model", model)
+    assert "nowhere" in fails(capsys, "decompress", "nowhere.vlae", "back", "--model", model)
+    (here / "back").write_text("a file")
+    assert "back" in fails(capsys, "decompress", "out.vlae", "back", "--model", model)
+    assert (here / "back").read_text() == "a file"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text\n", b"\x89PNG\r\n\x1a\n" + bytes(99), b"\x89VLAE\r\n\x1a\1" + bytes(99)]
+)
+def test_foreign_files(here, model, content, capsys):
+    (here / "foreign.vlae").write_bytes(content)
+    fails(capsys, "info", "foreign.vlae")
+    fails(capsys, "decompress", "foreign.vlae", "back", "--model", model)
+    fails(capsys, "info", "in")
+    assert not (here / "back").exists()
+
+
+def test_as_a_module(here, packed):
+    command = [sys.executable, "-m", "vlae", "info"]
+    done = subprocess.run([*command, "out.vlae"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "lossless" in done.stdout
+    done = subprocess.run([*command, "in/one.png"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("vlae: error: ")
+    assert done.stderr.count("\n") == 1
