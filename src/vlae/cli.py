@@ -99,7 +99,11 @@ def parse(parser: Any, words: list[str], flags: Sequence[str] = ()) -> Any:
     """
     from jsonargparse import ArgumentError
 
-    words = [f"{word}=true" if word in flags else word for word in words]
+    follow = [*words[1:], ""]
+    words = [
+        f"{word}=true" if word in flags and after.lower() not in ("true", "false") else word
+        for word, after in zip(words, follow, strict=True)
+    ]
     try:
         return parser.parse_args(words)
     except (ArgumentError, TypeError, ValueError) as error:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from vlae.codec import compress, decompress
 from vlae.distributions import AutoregressiveFlowPrior, Categorical
 from vlae.models import VAE, VLAE, load
 from vlae.nn import ReceptiveField
@@ -111,6 +112,14 @@ def saving() -> tuple[str, float, float]:
     return "bound before and after saving, nats", (before - after).abs().max().item(), 0
 
 
+def codec() -> tuple[str, float, float]:
+    """Images through the codec and back."""
+    model = tiny((1, 6, 7), flow_order="same")
+    x = torch.randint(0, 2, (6, 1, 6, 7)).double()
+    differing = (decompress(model, compress(model, x, images_per_block=3, verify=False)) != x).sum().item()
+    return "pixels that the codec does not give back", differing, 0
+
+
 def training() -> tuple[str, float, float]:
     """Thirty steps on sixteen images must lower the negative bound."""
     model = tiny((1, 6, 6)).float().train()
@@ -134,6 +143,7 @@ CHECKS: list[Check] = [
     wavefront_is_raster,
     analytic_rate,
     saving,
+    codec,
     training,
 ]
 

@@ -90,7 +90,6 @@ def test_compress_says_what_it_did(here, model, capsys):
     assert "compared" not in capsys.readouterr().out
 
 
-@pytest.mark.xfail(strict=True, reason="the flag --verify becomes --verify=true, and the false after it a stray word")
 def test_verify_false_as_documented(here, model):
     assert main(["compress", "in", "out.vlae", "--model", model, "--verify", "false"]) == 0
 

@@ -483,7 +483,7 @@ def test_empty_stacks_are_never_popped_for_bits(model, monkeypatch):
     monkeypatch.setattr(ModelCoder, "pop_posterior", watched)
     encode(model, [drawn(model, 30)])
     assert least
-    assert min(least) > 8
+    assert min(least) > 48  # more than the checksum at the bottom
 
 
 def test_numpy_coder_is_the_default(model):

@@ -237,7 +237,6 @@ def test_blocks_of_another_file_with_another_header(files):
                 decompress(ours.model, rebuilt(container, blocks))
 
 
-@pytest.mark.xfail(strict=True, reason="equal headers give equal seeds: a block of another file is taken for our own")
 def test_blocks_of_another_file_with_an_equal_header(files):
     """Of the same model and as many images: only the images differ. A mixture of two files is no file."""
     for name in CASES:

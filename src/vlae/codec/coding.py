@@ -144,7 +144,7 @@ def _compress(
         lossy_step = step_for(model, levels, lossy_bits)
     count = len(levels)
     header = Header(
-        model=name,
+        model="".join(filter(str.isprintable, name))[:200],
         fingerprint=fingerprint(model),
         shape=model.image_shape,
         levels=model.likelihood.levels or 256,
@@ -152,6 +152,7 @@ def _compress(
         step=None if lossy_step is None else float(lossy_step),
         blocks=min(count, max(1, round(count / images_per_block))),
         entries=tuple(entries),
+        content=hashlib.sha256(levels.tobytes()).hexdigest()[:16],
     )
     blocks = np.split(levels, np.cumsum(split_evenly(count, header.blocks))[:-1])
     contents = _run("encode", model, header, coder, workers, blocks, seeds_of(header))

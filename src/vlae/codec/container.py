@@ -45,6 +45,7 @@ class Header:
         step: width of the bins of z in a lossy file, else None.
         blocks: how many blocks there are; the images are spread evenly over them.
         entries: the pictures.
+        content: a digest of the images, so that no block of another file passes for one of this.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Header:
     step: float | None
     blocks: int
     entries: tuple[Entry, ...]
+    content: str
 
     @property
     def count(self) -> int:
@@ -80,7 +82,8 @@ class Header:
         """The header again, every value checked; `allowed` is how many sub-pixels it may promise."""
         try:
             unpack = zlib.decompressobj()
-            text = unpack.decompress(data, LARGEST_HEADER)
+            # Names compress well, but not a thousandfold, and parsed JSON is far larger than its text.
+            text = unpack.decompress(data, min(LARGEST_HEADER, 2**16 + 128 * len(data)))
             if not unpack.eof or unpack.unused_data:
                 raise _damaged("its header is cut off")
             values = json.loads(text)
@@ -96,8 +99,10 @@ class Header:
     def _checked(cls, values: dict[str, Any], allowed: int) -> Header:
         shape, levels, step, blocks = (values[key] for key in ("shape", "levels", "step", "blocks"))
         good = (
-            all(isinstance(values[key], str) and len(values[key]) < 1000 for key in ("model", "fingerprint"))
-            and (values["model"] + values["fingerprint"]).isprintable()  # they go to people's terminals
+            all(isinstance(values[key], str) and len(values[key]) < 1000 for key in ("model", "fingerprint", "content"))
+            and (
+                values["model"] + values["fingerprint"] + values["content"]
+            ).isprintable()  # they go to people's terminals
             and isinstance(shape, list)
             and len(shape) == 3
             and all(_is_size(n, 2**16) for n in shape)

@@ -22,7 +22,7 @@ from vlae.codec.bitsback import (
     restacked,
     stacks,
 )
-from vlae.codec.rounding import Bins, Float, Int
+from vlae.codec.rounding import BINS, Bins, Float, Int
 from vlae.distributions.likelihoods import Factorised
 from vlae.errors import VlaeError
 from vlae.models.base import LatentVariableModel
@@ -85,6 +85,8 @@ class Lossy:
             z = self.model.pop_prior(coder, self.bins, shifts, active)
             for lane in np.flatnonzero(active):
                 blocks[lane][number] = z[lane]
+            if (coder.bits() < 32).any():  # nothing is popped from below the bottom, however many images are promised
+                raise VlaeError("a block ends before its images do: the file is damaged")
         check_bottom(coder, list(map(checksum, blocks, seeds)))
         return blocks
 
@@ -122,7 +124,8 @@ def step_for(model: LatentVariableModel, levels: Levels, bits: float) -> float:
     Raises:
         VlaeError: no step between 1/64 and 64 gives that rate.
     """
-    least, most = 2.0**-6, 2.0**6
+    furthest = float(np.abs(ModelCoder(model).posterior(levels)[0]).max(initial=0.0))
+    least, most = max(2.0**-6, furthest / (BINS // 2 - 1)), 2.0**6  # the bins must reach the furthest z
     rates = [Lossy(model, step).bits(levels).mean() for step in (most, least)]
     if not rates[0] <= bits <= rates[1]:
         raise VlaeError(f"{bits:g} bits an image can't be had: between {rates[0]:.1f} and {rates[1]:.1f} can")

@@ -239,7 +239,8 @@ class Bernoulli(Likelihood):
 
     def forward(self, parameters: Tensor, temperature: float = 1.0) -> PixelBernoulli:
         """parameters [..., 1]: the logit of 1."""
-        return PixelBernoulli(parameters.squeeze(-1) / temperature)
+        logits = parameters.squeeze(-1)
+        return PixelBernoulli(logits if temperature == 1 else logits / temperature)
 
 
 class Categorical(Likelihood):

@@ -103,6 +103,13 @@ class Canvas:
         shape = (step.count, self.batch, self.channels)
         return self.data.as_strided(shape, (self.between, self.channels, 1), self._start(step))
 
+    def beside(self, step: Step, columns: int) -> Tensor:
+        """What is left of each pixel of a step, `kernel.left` columns at most: [count * B, columns * channels]."""
+        shape = (step.count, self.batch, columns, self.channels)
+        strides = (self.between, self.channels, self.cell, 1)
+        view = self.data.as_strided(shape, strides, self._start(step) - columns * self.cell)
+        return view.reshape(step.count * self.batch, columns * self.channels)
+
     def patches(self, step: Step) -> Tensor:
         """What the kernel reads at the pixels of a step, [count * B, kernel.rows * kernel.columns * channels]."""
         shape = (step.count, self.batch, self.kernel.rows, self.kernel.columns, self.channels)
@@ -143,20 +150,24 @@ class Context:
     """
 
     def __init__(self, maps: Tensor, schedule: Schedule):
-        self.schedule = schedule
+        self.schedule, self.maps = schedule, maps
         self.steps = schedule.arrange_maps(maps)
+        self.whole = torch.cat(self.steps)
+        self.sizes = [count * len(maps) for count in schedule.counts]
 
     def biases(self, bias: Tensor, weight: Tensor | None = None) -> Sequence[Tensor]:
         """For each step what is added, [count * B, out] or, without a weight, [out]."""
         if weight is None:
             return [bias] * len(self.steps)
-        if sum(map(len, self.steps)) * len(bias) > PRECOMPUTED:
+        if len(self.whole) * len(bias) > PRECOMPUTED:
             return LazyBiases(self.steps, weight, bias)
-        return torch.addmm(bias, torch.cat(self.steps), weight).split([len(step) for step in self.steps])
+        return torch.addmm(bias, self.whole, weight).split(self.sizes)
 
-    def biases_of(self, bias: Tensor, maps: Tensor | None) -> Sequence[Tensor]:
-        """The same from maps [B, out, H, W] that a larger convolution made of the context."""
-        return self.biases(bias) if maps is None else self.schedule.arrange_maps(maps + bias[:, None, None])
+    def biases_of(self, bias: Tensor, convolution: nn.Conv2d | None) -> Sequence[Tensor]:
+        """The same for a convolution of the context: only one larger than 1x1 needs maps of what it puts out."""
+        if convolution is None or convolution.kernel_size == (1, 1):
+            return self.biases(bias, None if convolution is None else transposed(convolution))
+        return self.schedule.arrange_maps(convolution(self.maps) + bias[:, None, None])
 
 
 class LazyBiases(Sequence[Tensor]):
@@ -174,7 +185,7 @@ class LazyBiases(Sequence[Tensor]):
 
 def transposed(convolution: nn.Conv2d) -> Tensor:
     """A 1x1 convolution's weight as a matrix [in, out]."""
-    return convolution.weight.flatten(1).t()
+    return convolution.weight.flatten(1).t().contiguous()
 
 
 class CachedHead:
@@ -182,15 +193,16 @@ class CachedHead:
 
     def __init__(self, head: ChannelHead):
         channels, _ = head.shape
-        self.weight, self.bias = head.hidden.weight.flatten(1), head.hidden.bias
-        self.width = len(self.weight) // channels
-        weights, bias = head.output.weight.flatten(1).chunk(channels), bias_of(head.output).chunk(channels)
+        self.weight, self.bias = transposed(head.hidden), bias_of(head.hidden)
+        self.width = len(self.bias) // channels
+        weights = [weight.t().contiguous() for weight in head.output.weight.flatten(1).chunk(channels)]
+        bias = bias_of(head.output).chunk(channels)
         self.outputs = list(zip(weights, bias, strict=True))
         self.own = None if head.own is None else (head.own.weight * head.own.earlier).flatten(1).split(self.width)
 
     def start(self, h: Tensor) -> None:
         """Takes the features h [count * B, features] of a new step."""
-        self.features = F.linear(F.elu(h), self.weight, self.bias)
+        self.features = torch.addmm(self.bias, F.elu(h), self.weight)
         self.known: list[Tensor] = []  # the earlier channels' values, each [count * B] in [-1, 1]
 
     def parameters(self, channel: int) -> Tensor:
@@ -198,7 +210,8 @@ class CachedHead:
         hidden = self.features[:, channel * self.width : (channel + 1) * self.width]
         if self.own is not None and channel:
             hidden = hidden + F.linear(torch.stack(self.known, 1), self.own[channel][:, :channel])
-        return F.linear(F.elu(hidden), *self.outputs[channel])
+        weight, bias = self.outputs[channel]
+        return torch.addmm(bias, F.elu(hidden), weight)
 
 
 class CachedPixelCNN(Evaluator):
@@ -208,6 +221,7 @@ class CachedPixelCNN(Evaluator):
         self.batch, self.schedule = len(context), schedule
         self.image = Canvas(schedule, kernel, self.batch, head.shape[0], context)
         self.head = CachedHead(head)
+        self.half = context.new_full((), 0.5)  # as a tensor: a Python number takes three times as long
 
     def features(self, step: Step) -> Tensor:
         """The trunk's output at the pixels of the step, [count * B, channels]."""
@@ -227,7 +241,7 @@ class CachedPixelCNN(Evaluator):
         """Into the canvas."""
         # Like `network_input`, but in [-1/2, 1/2]: the factor 2 is in the weights that read the canvas.
         target = self.image.at(self.step)[:, :, channel]
-        torch.sub(values.t(), 0.5, out=target)
+        torch.sub(values.t(), self.half, out=target)
         if self.head.own is not None:
             self.head.known.append(2 * target.flatten())
 
@@ -238,8 +252,7 @@ class CachedPlain(CachedPixelCNN):
     def __init__(self, network: PlainPixelCNN, context: Tensor, schedule: Schedule):
         super().__init__(network.head, network.input.kernel, context, schedule)
         steps = Context(context, schedule)
-        maps = None if network.input_context is None else network.input_context(context)
-        self.input = 2 * matrix(network.input), steps.biases_of(bias_of(network.input), maps)
+        self.input = 2 * matrix(network.input), steps.biases_of(bias_of(network.input), network.input_context)
         self.layers: list[tuple[Canvas, Tensor, Sequence[Tensor]]] = []
         for index in range(network.depth):
             layer = network.layer(index)
@@ -278,13 +291,12 @@ class CachedGated(CachedPixelCNN):
     def __init__(self, network: GatedPixelCNN, context: Tensor, schedule: Schedule):
         above, left = network.input_above, network.input_left
         super().__init__(network.head, above.kernel, context, schedule)
-        self.image_left = Canvas(schedule, left.kernel, self.batch, network.head.shape[0], context)
+        self.reach = left.kernel.columns
         # One product gives the vertical stack's first value and what the horizontal stack adds to it.
         self.above = 2 * matrix(above).repeat(1, 2)
         bias = torch.cat([bias_of(above), bias_of(above) + bias_of(left)])
         steps = Context(context, schedule)
-        maps = None if network.input_context is None else network.input_context(context)
-        self.bias = steps.biases_of(bias, maps)
+        self.bias = steps.biases_of(bias, network.input_context)
         self.left = 2 * matrix(left)
         layers = [cast(GatedLayer, layer) for layer in network.layers]
         self.layers = [CachedGatedLayer(layer, context, steps, bool(index)) for index, layer in enumerate(layers)]
@@ -322,15 +334,10 @@ class CachedGated(CachedPixelCNN):
 
     def features(self, step: Step) -> Tensor:
         """The last layer's horizontal output."""
-        h = torch.addmm(self.waiting.popleft(), self.image_left.patches(step), self.left)
+        h = self.waiting.popleft().addmm_(self.image.beside(step, self.reach), self.left)
         for layer in self.layers:
             h = layer.horizontal(step, h)
         return h
-
-    def put(self, channel: int, values: Tensor) -> None:
-        """Into both canvases."""
-        super().put(channel, values)
-        self.image_left.at(self.step)[:, :, channel] = self.image.at(self.step)[:, :, channel]
 
 
 class CachedGatedLayer:
@@ -360,7 +367,7 @@ class CachedGatedLayer:
         self.across = across / half[:, None] * half
         self.across_bias = steps.biases(bias_of(layer.horizontal) * half, for_h)
         self.left = matrix(layer.horizontal) * half
-        self.output = 0.5 * layer.output.weight.flatten(1), layer.output.bias
+        self.output, self.output_bias = 0.5 * transposed(layer.output), bias_of(layer.output)
         self.waiting: deque[Tensor] = deque()
 
     def vertical(self, step: Step, following: Canvas | None) -> None:
@@ -374,6 +381,6 @@ class CachedGatedLayer:
     def horizontal(self, step: Step, h: Tensor) -> Tensor:
         """The residual stream h [count * B, channels] -> the same after this layer."""
         self.h.at(step).copy_(h.view(step.count, self.batch, -1))
-        gate = torch.addmm(self.waiting.popleft(), self.h.patches(step), self.left)
+        gate = self.waiting.popleft().addmm_(self.h.patches(step), self.left)
         t, u = gate.tanh_().chunk(2, dim=1)
-        return h + F.linear(torch.addcmul(t, t, u), *self.output)
+        return torch.addmm(self.output_bias, torch.addcmul(t, t, u), self.output).add_(h)
