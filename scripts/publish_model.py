@@ -44,8 +44,10 @@ On {test}. Nats per image; noise keyed by image, seed {seed}.
 """
 
 
-CODE = """Decoding an image with another image's z costs {shuffled_gap:.2f} nats more. {active_units} of {latent_dim} latent units
-are active. Effective sample size of the NLL: {ess:.1f}."""
+CODE = (
+    "Decoding an image with another image's z costs {shuffled_gap:.2f} nats more. {active_units} of {latent_dim} "
+    "latent units\nare active. Effective sample size of the NLL: {ess:.1f}."
+)
 NO_CODE = "The model has no z: -ELBO is the exact negative log-likelihood."
 
 

@@ -27,14 +27,13 @@ def test_card_and_metadata_agree(name):
 
 
 @pytest.mark.skipif(not os.environ.get("VLAE_DATA"), reason="needs the data sets in $VLAE_DATA")
-@pytest.mark.parametrize("name", pretrained_names())
+@pytest.mark.parametrize("name", ["mnist-dynamic", "mnist-codec"])  # the others take minutes: vlae eval --check
 def test_expected_bound_is_obtained(name):
     model = vlae.load(name)
     result = evaluate_dataset(model, DataSettings(**model.metadata["data"]).load("test"))
     for key in ("distortion", "rate", "negative_elbo"):
         assert getattr(result, key) == pytest.approx(model.metadata["expected"][key], abs=TOLERANCE)
-    if 0 not in model.latent_shape:
-        assert result.shuffled_gap > 5  # nats: z is used
+    assert result.shuffled_gap > 5  # nats: z is used
 
 
 def test_samples_and_reconstructions_are_images():
