@@ -292,7 +292,7 @@ class BitsBack:
     def _push_in_two_parts(self, coder: Coder, levels: Levels, mean: Float, active: Bool) -> None:
         """With the bins, of those on offer, in which each lane's image takes the fewest bits."""
         choices = []
-        for width in COARSE:
+        for width in COARSE if self.model.dimensions else COARSE[:1]:
             z = Bins(width).nearest(np.clip(mean, -100, 100))
             digits, tables, _ = self.model.prior_tables(z, Bins(width))
             symbols, pixels, _ = self.model.pixel_tables(levels, self.model.latents(Bins(width), z))
