@@ -99,7 +99,7 @@ def parse(parser: Any, words: list[str], flags: Sequence[str] = ()) -> Any:
     """
     from jsonargparse import ArgumentError
 
-    follow = [*words[1:], ""]
+    follow = [*words, ""][1:]
     words = [
         f"{word}=true" if word in flags and after.lower() not in ("true", "false") else word
         for word, after in zip(words, follow, strict=True)

@@ -98,6 +98,11 @@ class ModelCoder:
                 f"a {type(model.likelihood).__name__} likelihood is a density and can't code pixels: "
                 "train with likelihood bernoulli, categorical or logistic_mixture"
             )
+        if model.likelihood.levels > 256 or model.image_shape[0] not in (1, 3):
+            raise VlaeError(
+                "the codec takes models of 2 to 256 levels and of 1 or 3 image channels; "
+                f"this one has {model.likelihood.levels} levels and {model.image_shape[0]} channels"
+            )
         if len(model.latent_shape) != 1:
             raise VlaeError(f"the codec needs a latent vector; this model's z has shape {list(model.latent_shape)}")
         self.model = copy.deepcopy(model).double().eval()
@@ -164,7 +169,9 @@ class ModelCoder:
         bins.nearest(mean[active])  # refuses latents that are out of range
         first = coder.pop(bins.first(*grid, least=0), active)
         second = coder.pop(bins.second(first, *grid, least=0), active)
-        return first * rounding.DIGIT + second, shifts
+        z = first * rounding.DIGIT + second
+        z[~active] = rounding.BINS // 2  # z = 0, where the networks are safe to run
+        return z, shifts
 
     def push_posterior(self, coder: Coder, z: Int, mean: Float, scale: Float, shifts: Int, active: Bool) -> None:
         """The reverse of `pop_posterior`."""

@@ -9,14 +9,15 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlae.codec import pictures
-from vlae.codec.bitsback import BitsBack, CoderKind, Levels
+from vlae.codec.ans import make_coder
+from vlae.codec.bitsback import BitsBack, CoderKind, Levels, ModelCoder
 from vlae.codec.container import Container, Header, ranges, seeds_of, split_evenly
 from vlae.codec.lossy import Lossy, Texture, step_for
 from vlae.errors import VlaeError, require_positive
@@ -113,6 +114,7 @@ def decompress(
 
 def to_levels(model: LatentVariableModel, images: Tensor | np.ndarray) -> Levels:
     """Images in [0, 1], or levels, as levels uint8 [N, C, H, W]."""
+    ModelCoder(model)  # refuses models that can't be coded, before their images
     levels = model.likelihood.levels or 256
     x = torch.as_tensor(images)
     if x.ndim != 4 or tuple(x.shape[1:]) != tuple(model.image_shape) or not len(x):
@@ -157,6 +159,10 @@ def _compress(
     blocks = np.split(levels, np.cumsum(split_evenly(count, header.blocks))[:-1])
     contents = _run("encode", model, header, coder, workers, blocks, seeds_of(header))
     data = Container(header, tuple(contents)).to_bytes()
+    try:
+        Container.from_bytes(data)
+    except VlaeError as error:
+        raise VlaeError(f"these images can't be kept in one file that is safe to read ({error}): split them") from None
     if verify:
         _verify(model, data, levels, coder, workers)
     return data
@@ -227,6 +233,10 @@ def _decode(
     workers: int,
 ) -> Tensor:
     """Images of a container, float64 [n, C, H, W] in [0, 1]."""
+    require_positive("workers", workers)
+    make_coder(coder, 1)
+    if texture not in get_args(Texture):
+        raise VlaeError(f"unknown texture {texture!r}: choose one of {', '.join(get_args(Texture))}")
     header = container.header
     every = ranges(header.sizes)
     needed = [i for i, block in enumerate(every) if block.start < images.stop and images.start < block.stop]
@@ -234,8 +244,11 @@ def _decode(
     parts = [[values[i] for i in needed] for values in (container.blocks, header.sizes, container.seeds)]
     try:
         decoded = np.concatenate(_run("decode", model, header, coder, workers, *parts))
-    except VlaeError as error:  # the model and the header are known to be good
+    except VlaeError as error:  # the model, the header and the arguments are known to be good
         raise VlaeError(f"the file is damaged in its blocks: {error}") from None
+    whole = len(images) == header.count and header.step is None
+    if whole and hashlib.sha256(decoded.tobytes()).hexdigest()[:16] != header.content:
+        raise VlaeError("the images do not match the digest in the header: the file is damaged")
     first = every[needed[0]].start
     wanted: Any = decoded[images.start - first : images.stop - first]
     if isinstance(method, Lossy):
@@ -267,6 +280,7 @@ def compress_files(
     Raises:
         VlaeError: as `compress`, and files that can't be read or coded. Nothing is written then.
     """
+    ModelCoder(model)  # refuses models that can't be coded, before any file is read
     levels = model.likelihood.levels or 256
     found = pictures.read(paths, levels)
     tiles = pictures.tiles(found, model.image_shape, levels)
@@ -281,9 +295,10 @@ def compress_files(
         **options,
     }
     data = _compress(model, tiles, [picture.entry for picture in found], **settings)
+    header = Container.from_bytes(data).header
     with replacing(Path(output)) as temporary:
         temporary.write_bytes(data)
-    return Container.from_bytes(data).header, len(data)
+    return header, len(data)
 
 
 def decompress_files(
@@ -326,8 +341,8 @@ def decompress_files(
     for entries in groups:
         span = range(spans[entries[0].name].start, spans[entries[-1].name].stop)
         x = _decode(model, container, span, texture, seed, coder, workers).cpu().numpy()
-        # The texture of a lossy file may lie between the levels: kept as 8-bit grey values.
-        levels = header.levels if header.step is None else 256
+        # The mean of a lossy file's texture lies between the levels: kept as 8-bit grey values.
+        levels = header.levels if header.step is None or texture != "mean" else 256
         tiles = np.rint(x * (levels - 1)).astype(np.uint8)
         restored += pictures.assemble(entries, tiles, levels)
     return pictures.write(restored, directory, overwrite)

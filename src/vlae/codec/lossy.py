@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -101,8 +101,6 @@ class Lossy:
                 autoregressive decoder the average of 16 samples).
             seed: of the noise.
         """
-        if texture not in get_args(Texture):
-            raise VlaeError(f"unknown texture {texture!r}: choose one of {', '.join(get_args(Texture))}")
         p = self.model.model.decode(self.model.latents(self.bins, bins))
         if texture == "greedy":
             return p.mode

@@ -60,14 +60,14 @@ def choose_shifts(*groups: tuple[Float, float]) -> Int:
         left = left[~safe]
         if not len(left):
             return chosen
-    raise VlaeError(f"no grid keeps the parameters of an image {GUARD} away from its boundaries: use a smaller model")
+    raise VlaeError(f"no grid keeps the parameters of an image {GUARD} away from its boundaries: use smaller images")
 
 
 def rounded(values: Float, step: float, shifts: Int) -> Int:
     """Parameters [lanes, ...] as grid points, with each lane's shift."""
     shift = SHIFTS[shifts].reshape(-1, *[1] * (values.ndim - 1))
     # A damaged file may lead to latents at which a network overflows: its checksum fails in the end, not its decoding.
-    return np.rint(np.nan_to_num(values / step + shift, posinf=2**40, neginf=-(2**40))).astype(np.int64)
+    return np.rint(np.clip(np.nan_to_num(values / step + shift), -(2.0**40), 2.0**40)).astype(np.int64)
 
 
 def bounded(log_masses: Float) -> Float:

@@ -64,6 +64,10 @@ def complete(
         raise VlaeError(f"candidates and rounds must be 1 or more; got {candidates} and {rounds}")
     if known.ndim != 4 or tuple(known.shape[1:]) != tuple(model.image_shape):
         raise VlaeError(f"expected images [B, {', '.join(map(str, model.image_shape))}]; got {list(known.shape)}")
+    try:
+        mask.expand(known.shape)
+    except RuntimeError:
+        raise VlaeError(f"mask must broadcast to the images {list(known.shape)}; got {list(mask.shape)}") from None
     generator = torch.Generator().manual_seed(seed)
     with model.evaluating():
         return _Completer(model, known, mask, candidates, generator).run(rounds)
