@@ -311,8 +311,8 @@ def _unsafe(name: str) -> bool:
         or any(part in ("", ".", "..") for part in name.split("/"))  # an absolute path starts with an empty part
         or "\\" in name
         or bool(PureWindowsPath(name).drive)
-        # Control characters (NUL, newline, escape), and bytes of a file name that are no text.
-        or any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+        # Control characters (NUL, newline, escape), those that turn text around, and bytes that are no text.
+        or any(unicodedata.category(character) in ("Cc", "Cf", "Cs") for character in name)
     )
 
 
