@@ -14,7 +14,8 @@ from torch import Tensor
 class Step:
     """The pixels of one step: `count` of them, the first at (`row`, `column`).
 
-    Each further one is a row down and `slope` columns back. `rows` and `columns` are their coordinates as index tensors [count].
+    Each further one is a row down and `slope` columns back. `rows` and `columns` are their coordinates as index tensors
+    [count].
     """
 
     index: int
