@@ -157,28 +157,28 @@ def _compress(
         content=hashlib.sha256(levels.tobytes()).hexdigest()[:16],
     )
     blocks = np.split(levels, np.cumsum(split_evenly(count, header.blocks))[:-1])
-    contents = _run("encode", model, header, coder, workers, blocks, seeds_of(header))
+    method = _method(model, header, coder)
+    contents = _run("encode", method, header, coder, workers, blocks, seeds_of(header))
     data = Container(header, tuple(contents)).to_bytes()
     try:
         Container.from_bytes(data)
     except VlaeError as error:
         raise VlaeError(f"these images can't be kept in one file that is safe to read ({error}): split them") from None
     if verify:
-        _verify(model, data, levels, coder, workers)
+        _verify(method, data, levels, coder, workers)
     return data
 
 
-def _verify(model: LatentVariableModel, data: bytes, levels: Levels, coder: CoderKind, workers: int) -> None:
+def _verify(method: BitsBack | Lossy, data: bytes, levels: Levels, coder: CoderKind, workers: int) -> None:
     container = Container.from_bytes(data)
     header, parts = container.header, (container.blocks, container.header.sizes, container.seeds)
     try:
-        decoded = np.concatenate(_run("decode", model, header, coder, workers, *parts))
+        decoded = np.concatenate(_run("decode", method, header, coder, workers, *parts))
     except VlaeError as error:
         raise VlaeError(f"what was compressed does not decode on this machine ({error}); nothing was kept") from None
     expected = levels
-    if header.step is not None:  # block by block, as when encoding: another batch may round a mean another way
-        lossy = Lossy(model, header.step)
-        expected = np.concatenate([lossy.quantise(levels[block.start : block.stop]) for block in ranges(header.sizes)])
+    if isinstance(method, Lossy):  # block by block, as when encoding: another batch may round a mean another way
+        expected = np.concatenate([method.quantise(levels[block.start : block.stop]) for block in ranges(header.sizes)])
     if not np.array_equal(decoded, expected):
         raise VlaeError("what was compressed does not decode to the same on this machine; nothing was kept")
 
@@ -188,13 +188,13 @@ def _method(model: LatentVariableModel, header: Header, coder: CoderKind) -> Bit
 
 
 def _run(
-    verb: str, model: LatentVariableModel, header: Header, coder: CoderKind, workers: int, *arguments: Sequence[Any]
+    verb: str, method: BitsBack | Lossy, header: Header, coder: CoderKind, workers: int, *arguments: Sequence[Any]
 ) -> list[Any]:
     """`encode` or `decode` in one or several processes; each argument is a sequence over the blocks."""
     require_positive("workers", workers)
     workers = min(workers, len(arguments[0]))
     if workers == 1:
-        return getattr(_method(model, header, coder), verb)(*arguments)
+        return getattr(method, verb)(*arguments)
     places = ranges(split_evenly(len(arguments[0]), workers))
     parts = [[argument[place.start : place.stop] for argument in arguments] for place in places]
     with (
@@ -202,7 +202,7 @@ def _run(
         # Spawned, not forked: PyTorch's threads don't survive a fork.
         ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
     ):
-        path = model.save_pretrained(Path(folder) / "model")
+        path = method.model.model.save_pretrained(Path(folder) / "model")
         jobs = [pool.submit(_work, str(path), header, coder, verb, part) for part in parts]
         return [block for job in jobs for block in job.result()]
 
@@ -246,7 +246,7 @@ def _decode(
     method = _method(model, header, coder)
     parts = [[values[i] for i in needed] for values in (container.blocks, header.sizes, container.seeds)]
     try:
-        decoded = np.concatenate(_run("decode", model, header, coder, workers, *parts))
+        decoded = np.concatenate(_run("decode", method, header, coder, workers, *parts))
     except VlaeError as error:  # the model, the header and the arguments are known to be good
         raise VlaeError(f"the file is damaged in its blocks: {error}") from None
     whole = len(images) == header.count and header.step is None

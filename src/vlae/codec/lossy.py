@@ -53,9 +53,7 @@ class Lossy:
 
     def bits(self, levels: Levels) -> Float:
         """What each image's z takes, in bits, [n], without writing it."""
-        z = self.quantise(levels)
-        parts = (self.model.prior_tables(z[i : i + 256], self.bins) for i in range(0, len(z), 256))
-        return np.concatenate([cost(digits, tables) for digits, tables, _ in parts])
+        return bits_of(self.model, self.quantise(levels), self.bins)
 
     def encode(self, blocks: Sequence[Levels], seeds: Sequence[int]) -> list[bytes]:
         """Blocks of levels uint8 [n, C, H, W], n >= 1 each, to bytes; `seeds` go into their checksums."""
@@ -116,18 +114,32 @@ def checksum(z: Int, seed: int) -> bytes:
     return zlib.crc32(np.ascontiguousarray(z, "<i8").tobytes(), seed).to_bytes(4, "little")
 
 
+def bits_of(model: ModelCoder, z: Int, bins: Bins) -> Float:
+    """What z [n, D] takes under the prior, in bits, [n]."""
+    parts = (model.prior_tables(z[i : i + 256], bins) for i in range(0, len(z), 256))
+    return np.concatenate([cost(digits, tables) for digits, tables, _ in parts])
+
+
 def step_for(model: LatentVariableModel, levels: Levels, bits: float) -> float:
     """The step at which images uint8 [n, C, H, W] take `bits` bits each on average, by bisection.
 
     Raises:
         VlaeError: no step between 1/64 and 64 gives that rate.
     """
-    furthest = float(np.abs(ModelCoder(model).posterior(levels)[0]).max(initial=0.0))
-    least, most = max(2.0**-6, furthest / (BINS // 2 - 1)), 2.0**6  # the bins must reach the furthest z
-    rates = [Lossy(model, step).bits(levels).mean() for step in (most, least)]
+    coder = Lossy(model, 1.0).model  # which refuses models that have no z
+    mean = coder.posterior(levels)[0]
+
+    def rate(step: float) -> float:
+        return float(bits_of(coder, Bins(step).nearest(mean), Bins(step)).mean())
+
+    least, most = (
+        max(2.0**-6, float(np.abs(mean).max()) / (BINS // 2 - 1)),
+        2.0**6,
+    )  # the bins must reach the furthest z
+    rates = [rate(step) for step in (most, least)]
     if not rates[0] <= bits <= rates[1]:
         raise VlaeError(f"{bits:g} bits an image can't be had: between {rates[0]:.1f} and {rates[1]:.1f} can")
     for _ in range(12):
         middle = (least * most) ** 0.5
-        least, most = (middle, most) if Lossy(model, middle).bits(levels).mean() > bits else (least, middle)
+        least, most = (middle, most) if rate(middle) > bits else (least, middle)
     return most
