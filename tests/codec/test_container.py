@@ -64,7 +64,10 @@ def test_the_format_is_as_documented():
     assert (MAGIC, VERSION) == (b"\x89VLAE\r\n\x1a", 1)
 
 
-names = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/\\:"), min_size=1, max_size=20)
+TURNING = "".join(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]))  # refused in test_pictures
+names = st.text(
+    st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/\\:" + TURNING), min_size=1, max_size=20
+)
 
 
 @settings(max_examples=100, deadline=None)

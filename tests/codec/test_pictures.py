@@ -523,3 +523,15 @@ def test_kodak(tmp_path):
     for path, restored in zip(paths, there_and_back(paths, (3, 28, 36), 256, tmp_path / "out"), strict=True):
         with Image.open(path) as original, Image.open(restored) as again:
             assert np.array_equal(np.array(original), np.array(again))
+
+
+@pytest.mark.parametrize("number", [*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+def test_names_that_turn_text_around_are_refused(number):
+    with pytest.raises(VlaeError, match="damaged"):
+        validate([[f"photo{chr(number)}gnp.exe.png", "image", "L", "grey", 1, 1, 1]], 10)
+
+
+@pytest.mark.parametrize("name", ["soft\u00adhyphen.png", "می\u200cخواهم.png", "👩\u200d🔬.png"])
+def test_names_with_joiners_are_kept(name):
+    (entry,) = validate([[name, "image", "L", "grey", 1, 1, 1]], 10)
+    assert entry.name == name

@@ -32,6 +32,7 @@ RESTORED = {"image": ".png", "array": ".npz"}
 _CHANNELS = {"L": 1, "RGB": 3}
 _VALUES = ("grey", "levels")
 _LONGEST_SIDE = 65535
+_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 _LONGEST_NAME = 4096
 _LARGEST_ARRAY = 1 << 30  # bytes; a small zip file can hold terabytes of zeros
 # Pillow finds the format by the content, and some formats run other programs or lose bits on the way to 8.
@@ -311,8 +312,10 @@ def _unsafe(name: str) -> bool:
         or any(part in ("", ".", "..") for part in name.split("/"))  # an absolute path starts with an empty part
         or "\\" in name
         or bool(PureWindowsPath(name).drive)
-        # Control characters (NUL, newline, escape), those that turn text around, and bytes that are no text.
-        or any(unicodedata.category(character) in ("Cc", "Cf", "Cs") for character in name)
+        # Control characters (NUL, newline, escape), and bytes of a file name that are no text.
+        or any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+        # Those that turn text around would show people another name. (Joiners and soft hyphens are part of words.)
+        or any(unicodedata.bidirectional(character) in _TURNING for character in name)
     )
 
 
