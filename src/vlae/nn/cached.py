@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlae.nn.attention import LocalTransformer
 from vlae.nn.masked import MaskedConv2d
 from vlae.nn.pixelcnn import CausalConv2d, ChannelHead, GatedLayer, GatedPixelCNN, PlainPixelCNN
 from vlae.nn.receptive import Kernel
 from vlae.nn.residual import PointwiseBlock
+from vlae.nn.rowlstm import PixelRNN
 from vlae.nn.wavefront import Schedule, Step
 
 
@@ -52,6 +54,14 @@ def evaluator(network: nn.Module, context: Tensor, image_shape: Sequence[int], s
         return CachedGated(network, context, schedule)
     if isinstance(network, PlainPixelCNN):
         return CachedPlain(network, context, schedule)
+    # Imported here, since they are made of the pieces below.
+    from vlae.nn.cached_attention import CachedTransformer
+    from vlae.nn.cached_rowlstm import CachedRNN
+
+    if isinstance(network, PixelRNN):
+        return CachedRNN(network, context, schedule)
+    if isinstance(network, LocalTransformer):
+        return CachedTransformer(network, context, schedule)
     return FullForward(network, context, image_shape)
 
 

@@ -8,7 +8,8 @@ nothing else to go by.
 
 from __future__ import annotations
 
-from typing import Any, cast
+import inspect
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,10 @@ from vlae.errors import VlaeError
 from vlae.nn.masked import MaskedConv2d, reach_of
 from vlae.nn.receptive import Kernel, ReceptiveField
 from vlae.nn.residual import PointwiseBlock
+
+if TYPE_CHECKING:
+    from vlae.nn.attention import LocalTransformer
+    from vlae.nn.rowlstm import PixelRNN
 
 
 def gate(x: Tensor) -> Tensor:
@@ -268,23 +273,55 @@ class PlainPixelCNN(nn.Module):
         return self.head(h, x)
 
 
+Trunk: TypeAlias = "GatedPixelCNN | PlainPixelCNN | PixelRNN | LocalTransformer"
+
+
 def make_trunk(
-    stacks: str, pointwise_blocks: int = 0, tied: bool = False, **options: Any
-) -> GatedPixelCNN | PlainPixelCNN:
-    """The trunk of that kind: "two" (gated), "slanted" (gated, leaning) or "plain" (the paper's single stack).
+    stacks: str,
+    pointwise_blocks: int = 0,
+    tied: bool = False,
+    memory: int | None = None,
+    heads: int | None = None,
+    image_height: int | None = None,
+    **options: Any,
+) -> Trunk:
+    """The trunk of a kind.
 
     Args:
-        stacks: the kind.
+        stacks: "two" (gated), "slanted" (gated, leaning), "plain" (the paper's single stack), "row_lstm" (PixelRNN) or
+            "attention" (local Transformer).
         pointwise_blocks: of the plain stack.
         tied: of the plain stack.
-        options: of all kinds.
+        memory: of the row LSTM: how many rows above each layer remembers; None is all rows.
+        heads: of attention; None is 4.
+        image_height: rows of the images; a row LSTM that remembers all rows needs it, the others take no notice.
+        options: of all kinds, see `GatedPixelCNN`.
     """
+    # Imported here, since they are made of the pieces above.
+    from vlae.nn.attention import LocalTransformer
+    from vlae.nn.rowlstm import PixelRNN
+
+    if stacks not in ("two", "slanted", "plain", "row_lstm", "attention"):
+        raise VlaeError(
+            "stacks must be 'two' or 'slanted' (gated), 'plain', 'row_lstm' (PixelRNN) or 'attention' "
+            f"(local Transformer); got {stacks!r}"
+        )
+    if stacks != "plain" and (tied or pointwise_blocks):
+        raise VlaeError(f"tied and pointwise_blocks belong to the plain stack: set stacks='plain'; got {stacks!r}")
+    if stacks != "row_lstm" and memory is not None:
+        raise VlaeError(f"memory belongs to the row LSTM: set stacks='row_lstm'; got {stacks!r}")
+    if stacks != "attention" and heads is not None:
+        raise VlaeError(f"heads belong to attention: set stacks='attention'; got {stacks!r}")
+    shared = [name for name in inspect.signature(GatedPixelCNN).parameters if name != "slanted"]
+    if unknown := sorted(options.keys() - set(shared)):
+        known = [*shared, "pointwise_blocks", "tied", "memory", "heads", "image_height"]
+        raise VlaeError(f"a trunk has no option {unknown[0]!r}; it has {', '.join(known)}")
     if stacks == "plain":
         return PlainPixelCNN(**options, pointwise_blocks=pointwise_blocks, tied=tied)
-    if stacks not in ("two", "slanted"):
-        raise VlaeError(f"stacks must be 'two' or 'slanted' (gated) or 'plain'; got {stacks!r}")
-    if tied or pointwise_blocks:
-        raise VlaeError("tied and pointwise_blocks belong to the plain stack: set stacks='plain'")
+    if stacks == "row_lstm":
+        return PixelRNN(**options, memory=memory, image_height=image_height)
+    if stacks == "attention":
+        return LocalTransformer(**options, heads=4 if heads is None else heads)
     return GatedPixelCNN(**options, slanted=stacks == "slanted")
 
 

@@ -44,7 +44,22 @@ class ReceptiveField:
 
     def then(self, following: ReceptiveField) -> ReceptiveField:
         """The field of `following` applied to the output of this layer."""
-        return ReceptiveField(frozenset((i + k, j + m) for i, j in self.offsets for k, m in following.offsets))
+        if not self.offsets or not following.offsets:
+            return ReceptiveField(frozenset())
+        # The number of ways to reach each offset is a convolution, so that wide fields take no time pair by pair. It is
+        # a whole number that the Fourier transform gives to 1e-9 or so.
+        (first, (i, j)), (second, (k, m)) = self._grid(), following._grid()
+        size = (first.shape[0] + second.shape[0] - 1, first.shape[1] + second.shape[1] - 1)
+        ways = torch.fft.irfft2(torch.fft.rfft2(first, s=size) * torch.fft.rfft2(second, s=size), s=size)
+        return ReceptiveField(frozenset((a + i + k, b + j + m) for a, b in (ways > 0.5).nonzero().tolist()))
+
+    def _grid(self) -> tuple[Tensor, Offset]:
+        """The offsets as ones in the smallest matrix that holds them, and which offset its first entry is."""
+        offsets = torch.tensor(list(self.offsets), device="cpu")  # whatever the default: not all devices have float64
+        least = offsets.min(0).values
+        grid = torch.zeros(*(offsets.max(0).values - least + 1).tolist(), dtype=torch.float64, device="cpu")
+        grid[tuple((offsets - least).t())] = 1
+        return grid, (int(least[0]), int(least[1]))
 
     def __or__(self, other: ReceptiveField) -> ReceptiveField:
         return ReceptiveField(self.offsets | other.offsets)
@@ -60,7 +75,8 @@ class ReceptiveField:
         rows = max((-i for i, _ in self.offsets), default=0)
         reach = max((abs(j) for _, j in self.offsets), default=0)
         mask = torch.zeros(rows + 1, 2 * reach + 1, dtype=torch.bool)
-        for i, j in self.offsets:
+        if self.offsets:
+            i, j = torch.tensor(list(self.offsets)).t()
             mask[rows + i, reach + j] = True
         return mask
 
