@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed
 INSTALLED_DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train-mnist train-cifar10 eval sample viz-recon demo verify bench \
+.PHONY: help install install-dev train-mnist train-cifar10 eval sample viz-recon compare-dae demo verify bench \
 	test lint format clean clean-all
 
 help: ## show this help
@@ -37,6 +37,9 @@ sample: install ## draw samples from the newest run's prior
 
 viz-recon: install ## draw the newest run's reconstructions
 	$(BIN)/vlae viz recon-grid $(ARGS)
+
+compare-dae: install ## VAE, VLAE and denoising autoencoder side by side (ARGS="--data.name mnist" for another set)
+	$(BIN)/vlae compare dae $(ARGS)
 
 demo: install ## train, evaluate and draw on the digits that ship with scikit-learn; no download of data
 	bash scripts/demo.sh

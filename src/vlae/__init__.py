@@ -2,14 +2,29 @@
 
 from vlae import codec, data, distributions, nn, sampling
 from vlae.errors import VlaeError
-from vlae.models import VAE, VLAE, Bound, LatentVariableModel, PixelCNN, load
+from vlae.models import (
+    VAE,
+    VLAE,
+    VQVAE,
+    Bound,
+    ConditionalVAE,
+    DenoisingAutoencoder,
+    LadderVAE,
+    LatentVariableModel,
+    PixelCNN,
+    load,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "VAE",
     "VLAE",
+    "VQVAE",
     "Bound",
+    "ConditionalVAE",
+    "DenoisingAutoencoder",
+    "LadderVAE",
     "LatentVariableModel",
     "PixelCNN",
     "VlaeError",

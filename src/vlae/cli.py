@@ -289,6 +289,31 @@ def choose_model(settings: Any) -> tuple[Any, Path]:
     return load(directory / "model" if (directory / "model").is_dir() else export(directory)), directory
 
 
+def _add_context(parser: Any) -> None:
+    parser.add_argument("--label", type=int | None, default=None, help="of a conditional model; not given: all in turn")
+    parser.add_argument("--attributes", type=list[float] | None, default=None, help="of a model conditional on those")
+
+
+def choose_context(settings: Any, model: Any, count: int) -> Any:
+    """The context that was asked for, one for each of `count` images; labels go round where none was asked for."""
+    import torch
+
+    given = [name for name in ("label", "attributes") if settings.get(name) is not None]
+    if model.condition is None:
+        if given:
+            raise VlaeError(f"this model is not conditional: leave out --{given[0]}")
+        return None
+    wanted = "label" if model.condition.classes else "attributes"
+    if given not in ([], [wanted]):
+        raise VlaeError(f"this model is conditional on {wanted}: give --{wanted}, not --{' and --'.join(given)}")
+    if wanted == "attributes":
+        if not given:
+            raise VlaeError(f"this model is conditional: give --attributes, {model.condition.attributes} numbers")
+        return model.check_context(torch.tensor(settings.attributes), count)
+    labels = torch.arange(count) % model.condition.classes if not given else torch.tensor(settings.label)
+    return model.check_context(labels, count)
+
+
 def choose_data(settings: Any, model: Any) -> Any:
     """The data set that was asked for; what is not said comes from the model's own training data."""
     from vlae.data import load
@@ -343,6 +368,7 @@ def sample_prior(words: list[str]) -> int:
     parser.add_argument("--temperature", type=float, default=1.0, help="of the prior")
     parser.add_argument("--pixel_temperature", type=float, default=1.0, help="of each pixel's distribution")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    _add_context(parser)
     parser.add_argument(
         "--output", type=str | None, default=None, help="PNG; the run's samples/prior_samples.png if not given"
     )
@@ -351,7 +377,10 @@ def sample_prior(words: list[str]) -> int:
     from vlae.sampling import prior_samples, save_array
 
     model, directory = choose_model(settings)
-    images = prior_samples(model, settings.count, settings.temperature, settings.pixel_temperature, settings.seed)
+    context = choose_context(settings, model, settings.count)
+    images = prior_samples(
+        model, settings.count, settings.temperature, settings.pixel_temperature, settings.seed, context=context
+    )
     path = Path(settings.output or directory / "samples" / "prior_samples.png")
     figures.save(figures.image_grid(images), path)
     print(f"{len(images)} samples: {path} and {save_array(images, path.with_suffix('.npz'))}")
@@ -370,15 +399,16 @@ def viz_recon_grid(words: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the drawn reconstructions")
     settings = parse(parser, words)
     from vlae import figures
-    from vlae.distributions import Autoregressive
     from vlae.sampling import decompressions
 
     model, directory = choose_model(settings)
-    x = choose_data(settings, model).subset(settings.count).tensor().to(next(model.parameters()).dtype)
+    data = choose_data(settings, model).subset(settings.count)
+    x = data.tensor().to(next(model.parameters()).dtype)
+    context = model.context_of(data.labels, data.factors, data.name)
     path = Path(settings.output or directory / "grids" / "recon_grid.png")
-    rows = {"reconstruction": model.reconstruct(x)}
-    if isinstance(model.decode(model.encode(x[:1]).mean), Autoregressive):
-        rows = {"greedy": rows["reconstruction"], "drawn": decompressions(model, x, settings.seed)}
+    rows = {"reconstruction": model.reconstruct(x, context=context)}
+    if model.autoregressive:
+        rows = {"greedy": rows["reconstruction"], "drawn": decompressions(model, x, settings.seed, context)}
     figures.save(figures.recon_grid(x, rows), path)
     print(f"{len(x)} reconstructions: {path}")
     return 0
@@ -398,11 +428,47 @@ def viz_samples(words: list[str]) -> int:
     from vlae.sampling import prior_samples
 
     model, directory = choose_model(settings)
-    x = choose_data(settings, model).subset(settings.count).tensor()
-    samples = prior_samples(model, len(x), settings.temperature, seed=settings.seed)
+    data = choose_data(settings, model).subset(settings.count)
+    x, context = data.tensor(), model.context_of(data.labels, data.factors, data.name)
+    samples = prior_samples(model, len(x), settings.temperature, seed=settings.seed, context=context)
     path = Path(settings.output or directory / "grids" / "samples.png")
     figures.save(figures.recon_grid(x, samples, row_labels=("data", "sample")), path)
     print(f"{len(x)} samples beside data: {path}")
+    return 0
+
+
+def compare_dae(words: list[str]) -> int:
+    """VAE, VLAE and denoising autoencoder side by side: trains what is not given; a table and a picture."""
+    parser = _parser("compare dae")
+    for name in ("vae", "vlae", "dae"):
+        parser.add_argument(
+            f"--{name}_ckpt", type=str | None, default=None, help="saved model, run or pretrained name; else trained"
+        )
+    parser.add_argument("--data.name", type=str, default="digits", help="data set")
+    parser.add_argument("--data.root", type=str | None, default=None, help="where its files are")
+    parser.add_argument(
+        "--data.binarize", type=str | None, default=None, help="static, dynamic, threshold, none; else the usual"
+    )
+    parser.add_argument("--data.options", type=dict, default={}, help="further options of the data set")
+    parser.add_argument("--epochs", type=int | None, default=None, help="of each training; else by the set's size")
+    parser.add_argument("--latent_dim", type=int | None, default=None, help="numbers in z; else by the image's size")
+    parser.add_argument("--images", type=int, default=1000, help="measure on the first so many test images")
+    parser.add_argument("--train_images", type=int, default=5000, help="probes learn from the first so many")
+    parser.add_argument("--count", type=int, default=16, help="images per row of the picture")
+    parser.add_argument("--seed", type=int, default=0, help="of training and of all noise")
+    parser.add_argument("--output", type=str, default="outputs/compare-dae", help="where runs, table and picture go")
+    parser.add_argument("--overwrite", type=bool, default=False, help="train again what is finished")
+    settings = parse(parser, words, flags=["--overwrite"])
+    from vlae.experiments import dae
+    from vlae.training.run import DataSettings
+
+    dae.run(
+        DataSettings(**settings.data.as_dict()),
+        {name: settings[f"{name}_ckpt"] for name in ("vae", "vlae", "dae")},
+        output=Path(settings.output),
+        columns=settings.count,
+        **{key: settings[key] for key in ("epochs", "latent_dim", "images", "train_images", "seed", "overwrite")},
+    )
     return 0
 
 
@@ -540,6 +606,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "sample prior": (sample_prior, "draw images from the prior"),
     "viz recon-grid": (viz_recon_grid, "draw reconstructions"),
     "viz samples": (viz_samples, "draw samples beside data"),
+    "compare dae": (compare_dae, "VAE, VLAE and denoising autoencoder side by side: a table and a picture"),
     "compress": (compress, "image files to one .vlae file, of the size that the bound promises"),
     "decompress": (decompress, "a .vlae file to image files, exact in every pixel"),
     "info": (info, "what a .vlae file holds"),

@@ -88,6 +88,10 @@ CONFIGURATIONS = {
     "colour": COLOUR,
     "colour categorical": {**COLOUR, "likelihood": "categorical", "likelihood_options": {"levels": 5}},
     "colour mixture, slanted": {**COLOUR, **MIXTURE, "stacks": "slanted"},
+    "prior of mixtures": {"prior": "autoregressive_mixture", "prior_options": {"hidden": [8]}},
+    "row LSTM": {"stacks": "row_lstm"},
+    "row LSTM that forgets": {"stacks": "row_lstm", "trunk_options": {"memory": 2}},
+    "attention": {"stacks": "attention", "channels": 8, "trunk_options": {"heads": 2}},
     "256 levels": {**COLOUR, "likelihood": "logistic_mixture", "likelihood_options": {"levels": 256}},
 }
 FACTORISED = {
@@ -95,6 +99,10 @@ FACTORISED = {
     "factorised, flow": {"flow_steps": 2, "flow_order": "same"},
     "factorised categorical": {"likelihood": "categorical", "likelihood_options": {"levels": 17}},
     "factorised colour mixture": {**COLOUR, **MIXTURE},
+    "mixture of normals": {"prior": "mixture", "prior_options": {"components": 3}},
+    "autoregressive mixture": {"prior": "autoregressive_mixture", "prior_options": {"hidden": [8]}},
+    "VampPrior": {"prior": "vamp", "prior_options": {"components": 4}},
+    "AR(1)": {"prior": "delta"},
     "convolutions and batch norm": {"architecture": "conv", "widths": [3]},
 }
 
@@ -189,7 +197,7 @@ def seeded_coder(lanes=1, words=200):
     return make_coder("numpy", [content] * lanes)
 
 
-@pytest.mark.parametrize("name", ["two stacks, two flow steps", "categorical", "colour mixture, slanted"])
+@pytest.mark.parametrize("name", ["two stacks, two flow steps", "prior of mixtures", "categorical", "colour mixture, slanted"])
 def test_the_cost_of_the_tables_is_what_the_stack_grows(tiny_vlae, name):
     model = tiny_vlae(**{"image_shape": SHAPE, "flow_order": "same", **CONFIGURATIONS[name]})
     loud(model.decoder)

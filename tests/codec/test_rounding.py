@@ -26,6 +26,7 @@ from vlae.codec.rounding import (
     UNIT,
     WEIGHT,
     Bins,
+    Normals,
     bounded,
     choose_shifts,
     frequencies,
@@ -238,11 +239,11 @@ def test_level_tables_of_impossible_levels():
 
 def masses(bins, mean, scale, least):
     """The probability of every bin under both digits' tables, [BINS], for a mean and a log-scale as grid points."""
-    mean, scale = np.array([mean]), np.array([scale])
-    first = bins.first(mean, scale, least)
+    normal = Normals(np.array([[mean]]), np.array([[scale]]))
+    first = bins.first(normal, least)
     check_tables(first)
     digits = np.arange(DIGIT)
-    second = bins.second(digits, mean.repeat(DIGIT), scale.repeat(DIGIT), least)
+    second = bins.second(digits, Normals(normal.mean.repeat(DIGIT, 0), normal.scale.repeat(DIGIT, 0)), least)
     check_tables(second)
     return (first[0][:, None] / TOTAL * (second / TOTAL)).ravel(), first[0], second
 
@@ -268,6 +269,31 @@ def test_digits_multiply_to_the_normal_distribution(mean, sigma, width, least):
         assert second.min() >= 1
     else:
         assert got[np.abs(middles - mean) > 7 * sigma + width].sum() == 0, "nothing is popped far from the mean"
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (0.3, 0.7), (1.0, 1e-12), (0.5, 0.25, 0.25)])
+@pytest.mark.parametrize("width", [1 / 16, 0.5])
+def test_digits_of_a_mixture_multiply_to_its_mass(weights, width):
+    means, sigmas = np.array([-1.5, 2.25, 0.5])[: len(weights)], np.array([0.5, 2.0, 0.05])[: len(weights)]
+    parameters = [np.array(each, float)[None, None] for each in (means, np.log(sigmas), np.log(weights))]
+    normal = Normals.of((parameters[0], parameters[1], parameters[2]), np.array([0]))
+    assert normal.weights is not None and normal.weights.sum() == TOTAL
+    bins = Bins(width)
+    first = bins.first(normal, 1)
+    every = Normals(*(each.repeat(DIGIT, 1) for each in (normal.mean, normal.scale, normal.weights)))
+    second = bins.second(np.arange(DIGIT)[None], every, 1)
+    check_tables(first)
+    check_tables(second)
+    got = (first[0, 0][:, None] / TOTAL * (second[0] / TOTAL)).ravel()
+    edges = (np.arange(BINS + 1) - BINS // 2 - 0.5) * width
+    sigmas = np.exp(normal.scale[0, 0] * SCALE_STEP)
+    expected = sum(
+        w * np.diff(ndtr((edges - m * MEAN_STEP) / s))
+        for w, m, s in zip(weights, normal.mean[0, 0], sigmas, strict=True)
+    )
+    assert np.abs(got - expected).sum() < 0.01  # the weights' grid is a 64th of a nat
+    heavy = expected > 1e-3
+    assert np.abs(got[heavy] / expected[heavy] - 1).max() < 0.02
 
 
 @pytest.mark.parametrize("least", [0, 1])

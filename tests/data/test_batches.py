@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vlae.data import Batches, ImageDataset, load
+from vlae.data import Batch, Batches, ImageDataset, load
 from vlae.errors import VlaeError
 
 
@@ -37,6 +37,18 @@ def test_types_and_shapes():
     assert (batch.images.dtype, batch.images.shape) == (torch.float32, (5, 1, 8, 8))
     assert batch.labels.dtype == batch.indices.dtype == torch.int64
     assert next(iter(Batches(ImageDataset.from_any(torch.rand(3, 2, 2)), 2))).labels is None
+
+
+def test_factors_follow_their_images():
+    factors = torch.arange(30).reshape(10, 3)
+    data = ImageDataset.from_any(torch.rand(10, 2, 2), factors=factors)
+    batches = list(Batches(data, 4, shuffle=True, seed=1))
+    assert [batch.factors.shape for batch in batches] == [(4, 3), (4, 3), (2, 3)]
+    for batch in batches:
+        assert torch.equal(batch.factors, factors[batch.indices])
+        assert torch.equal(batch.images, data.tensor()[batch.indices])
+    assert next(iter(Batches(digits(), 5))).factors is None
+    assert Batch(torch.rand(1, 1, 2, 2), None, torch.arange(1)).factors is None
 
 
 def test_a_last_smaller_batch_can_be_dropped():
@@ -148,6 +160,6 @@ def test_batches_on_a_gpu():
         return list(Batches(digits(), 100, shuffle=True, device="cuda"))
 
     first = epoch()
-    assert {value.device.type for batch in first for value in batch} == {"cuda"}
+    assert {value.device.type for batch in first for value in batch if value is not None} == {"cuda"}
     assert set(first[0].images.unique().tolist()) == {0.0, 1.0}
     assert all_same(first, epoch())

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -150,7 +151,57 @@ def test_protocol_is_one_line_that_says_split_and_binarisation():
 
 def test_names():
     assert names()[0] == "digits"
-    assert set(names()) >= {"mnist", "fashion_mnist", "binarized_mnist", "omniglot", "cifar10", "folder"}
+    known = {"mnist", "fashion_mnist", "binarized_mnist", "omniglot", "cifar10", "dsprites", "sprites", "folder"}
+    assert set(names()) >= known
+
+
+def test_factors_stay_with_their_images():
+    x, factors = torch.rand(6, 2, 2), torch.arange(12).reshape(6, 2)
+    train, validation = (
+        ImageDataset.from_any(x[rows], levels=256, split=split, factors=factors[rows])
+        for rows, split in ((slice(4), "train"), (slice(4, 6), "validation"))
+    )
+    assert torch.equal(train.subset(3).factors, factors[:3])
+    both = train.join(validation)
+    assert torch.equal(both.factors, factors)
+    assert torch.equal(both.binarized("dynamic").factors, factors)
+    named = ImageDataset(
+        validation.images, factors=factors[4:], factor_names=["a", "b"], factor_sizes=[11, 12], name="toy"
+    )
+    for data in (named, named.subset(1), named.join(train), named.binarized("static")):
+        assert (data.factor_names, data.factor_sizes) == (("a", "b"), (11, 12))
+    assert (train.factor_names, train.factor_sizes) == ((), ())
+    assert load("digits").factors is None
+
+
+def test_factors_of_any_origin():
+    x = torch.rand(3, 2, 2)
+    for given, dtype in [
+        (np.arange(6, dtype=np.int16).reshape(3, 2), torch.int64),
+        ([[0, 1], [2, 3], [4, 5]], torch.int64),
+        (torch.arange(6.0, dtype=torch.float64).reshape(3, 2), torch.float64),
+    ]:
+        factors = ImageDataset.from_any(x, factors=given).factors
+        assert factors.dtype == dtype
+        assert factors.tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_factors_that_do_not_fit():
+    x = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    for arguments, message in [
+        ({"factors": torch.zeros(2, 4)}, "2 factors for 3 images"),
+        ({"factors": torch.zeros(3)}, r"factors of shape \[3\]; expected \[N, F\]"),
+        ({"factors": torch.zeros(())}, r"factors of shape \[\]; expected \[N, F\]"),
+        ({"factors": torch.zeros(3, 2), "factor_names": ["a"]}, "1 factor_names for 2 factors"),
+        ({"factors": torch.zeros(3, 2), "factor_sizes": [1, 2, 3]}, "3 factor_sizes for 2 factors"),
+        ({"factor_names": ["a"]}, "1 factor_names for 0 factors"),
+    ]:
+        with pytest.raises(VlaeError, match=message):
+            ImageDataset(x, **arguments)
+    for given in ([["red"]] * 3, [[1], [2, 3], [4]], object()):
+        with pytest.raises(VlaeError, match="factors must be numbers") as error:
+            ImageDataset.from_any(x, factors=given)
+        assert "\n" not in str(error.value)
 
 
 def test_mismatched_labels_and_types():

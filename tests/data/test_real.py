@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlae.data import formats, load
-from vlae.data.files import AMAT_FILES, OMNIGLOT_ZIPS
+from vlae.data.files import AMAT_FILES, DSPRITES_FACTORIAL, OMNIGLOT_ZIPS
 from vlae.data.sources import find
 
 SIZES = {
@@ -89,6 +89,60 @@ def test_omniglot_is_shrunk_as_the_prepared_file_is(real):
     assert np.array_equal(test.images[:, 0], images)
     alphabets = np.unique([name.split("/")[1] for name in names], return_inverse=True)[1]
     assert np.array_equal(test.labels, alphabets + 30)
+
+
+DSPRITES_GRID = (3, 6, 10, 16, 16)
+
+
+@pytest.mark.parametrize(("variant", "count"), [("factorial", 46_080), ("random", 20_000)])
+def test_dsprites(real, variant, count):
+    parts = [load("dsprites", split, real, variant=variant) for split in ("train", "validation", "test")]
+    assert [len(part) for part in parts] == [count - 2 * (count // 10), count // 10, count // 10]
+    whole = load("dsprites", "test", real, variant=variant, whole=True)
+    assert whole.image_shape == (1, 64, 64)
+    assert (whole.levels, len(whole)) == (2, count)
+    assert whole.factor_names == ("shape", "scale", "orientation", "x", "y")
+    assert torch.equal(whole.labels, whole.factors[:, 0])
+    # The parts are the whole: every combination as often, with its own image.
+    sizes = torch.tensor(whole.factor_sizes)
+    weights = torch.cat([sizes.flip(0).cumprod(0).flip(0)[1:], torch.ones(1, dtype=torch.int64)])
+    number = torch.cat([part.factors for part in parts]) @ weights
+    order, in_order = number.argsort(stable=True), (whole.factors @ weights).argsort(stable=True)
+    assert torch.equal(number[order], (whole.factors @ weights)[in_order])
+    if variant == "factorial":
+        assert torch.equal(torch.cat([part.images for part in parts])[order], whole.images[in_order])
+
+
+def test_dsprites_images_follow_their_factors(real):
+    data = load("dsprites", "test", real, whole=True)
+    assert data.factor_sizes == DSPRITES_GRID
+    x = data.images[:, 0].double().reshape(*DSPRITES_GRID, 64, 64)
+    area = x.sum((-2, -1))
+    pixels = torch.arange(64, dtype=torch.float64)
+    across, down = (x.sum(-2) @ pixels) / area, (x.sum(-1) @ pixels) / area
+    for centre, along, other in ((across, 3, 4), (down, 4, 3)):
+        steps = centre.diff(dim=along)
+        assert steps.min() > 1.5
+        assert steps.max() < 2.5
+        assert centre.diff(dim=other).abs().max() < 0.1
+    assert area.mean((2, 3, 4)).diff(dim=1).min() > 50  # larger with every scale
+
+
+def test_the_two_subsets_of_dsprites_number_the_same_grid(real):
+    # What every variant that is made from the official file rests on: which of its images the factorial file holds.
+    factorial = load("dsprites", "test", real, whole=True)
+    random = load("dsprites", "test", real, variant="random", whole=True)
+    assert random.factor_sizes == (3, 6, 40, 32, 32)
+    steps = torch.tensor([1, 1, 4, 2, 2])
+    shared = (random.factors % steps == 0).all(1)
+    assert 1000 < shared.sum() < 1500  # of 20,000 one in sixteen: 1,250
+    number = np.ravel_multi_index((random.factors[shared] // steps).T.numpy(), DSPRITES_GRID)
+    assert torch.equal(random.images[shared], factorial.images[number])
+    assert not torch.equal(random.images[shared], factorial.images[number - 1])
+    path = find(DSPRITES_FACTORIAL, real)
+    original = formats.read_npz(path, "original_dataset_indices")[0]
+    expected = np.arange(737_280).reshape(3, 6, 40, 32, 32)[:, :, ::4, ::2, ::2]
+    assert np.array_equal(original, expected.ravel())
 
 
 def test_kodak_crops(real):

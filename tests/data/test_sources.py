@@ -79,6 +79,9 @@ def test_a_wrong_checksum(tmp_path):
         ("caltech101_silhouettes", "test", {}, ["caltech101_silhouettes_28_split1.mat"], "caltech101_silhouettes"),
         ("omniglot", "test", {}, ["images_background.zip", "images_evaluation.zip"], "omniglot"),
         ("omniglot", "test", {"variant": "chardata"}, ["chardata.mat"], "omniglot"),
+        ("dsprites", "test", {}, ["dsprites_factorial_sh3", "dsprites_ndarray_co1sh3"], "dsprites"),
+        ("dsprites", "test", {"variant": "full"}, ["dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"], "dsprites"),
+        ("dsprites", "test", {"variant": "random"}, ["dsprites_random20000_64x64.npz"], "dsprites"),
         ("cifar10", "train", {}, ["data_batch_1.bin", "data_batch_5.bin"], "cifar10"),
     ],
 )

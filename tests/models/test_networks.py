@@ -18,7 +18,7 @@ WIDTHS = {"mlp": [[5], [5, 6], []], "conv": [[3], [3, 4]], "resnet": [[3], [3, 4
 def test_any_size_goes_in_and_comes_out(name, widths, shape):
     if name != "mlp" and max(shape[1:]) < 2 ** (len(widths) - 1) + 1:
         pytest.skip("nothing left to halve")
-    encoder, decoder = ARCHITECTURES[name]
+    encoder, decoder, _ = ARCHITECTURES[name]
     code = encoder(shape, 7, widths=widths)(torch.rand(2, *shape))
     assert code.shape == (2, 7)
     assert decoder(7, shape, widths=widths)(code).shape == (2, *shape)
@@ -57,7 +57,7 @@ def test_colours_and_levels_do_not_mix(options, levels, tiny_vae):
 
 @pytest.mark.parametrize("name", ["conv", "resnet"])
 def test_every_parameter_of_a_network_gets_a_gradient(name):
-    first, second = ARCHITECTURES[name]
+    first, second, _ = ARCHITECTURES[name]
     encoder, decoder = first((1, 9, 6), 4, widths=[3, 4]), second(4, (1, 9, 6), widths=[3, 4])
     decoder(encoder(torch.rand(8, 1, 9, 6))).square().sum().backward()
     for module in (encoder, decoder):
@@ -66,7 +66,7 @@ def test_every_parameter_of_a_network_gets_a_gradient(name):
 
 
 def test_blocks_of_a_network_do_not_share_weights():
-    for pair in ARCHITECTURES.values():
+    for *pair, _ in ARCHITECTURES.values():
         for kind, sizes in zip(pair, [((1, 9, 9), 4), (4, (1, 9, 9))], strict=True):
             names = dict(kind(*sizes, widths=[4, 4, 4]).named_parameters(remove_duplicate=False))
             assert len({p.data_ptr() for p in names.values()}) == len(names)
@@ -146,7 +146,7 @@ def test_what_no_vlae_can_be_is_refused_with_one_line(options):
 
 
 def test_residual_networks_have_the_papers_blocks_and_are_mirrors():
-    (first, second), halving, same = ARCHITECTURES["resnet"], (2, 2), (1, 1)
+    (first, second, _), halving, same = ARCHITECTURES["resnet"], (2, 2), (1, 1)
     encoder = first((1, 28, 28), 128, widths=(16, 32, 32), hidden=450)
     decoder = second(64, (4, 28, 28), widths=(16, 32, 32), hidden=450)
     blocks = [[m.first for m in net.modules() if isinstance(m, ResidualBlock)] for net in (encoder, decoder)]

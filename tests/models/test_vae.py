@@ -79,9 +79,8 @@ def test_shapes_from_a_configuration(config, image_shape, binary):
 @pytest.mark.parametrize(
     "config",
     [
-        {"architecture": "resnet"},
+        {"architecture": "transformer"},
         {"inputdim": 784},
-        {"architecture": "mlp", "in_channels": 1},
         {"architecture": "conv", "input_dim": 784},
         {"input_dim": 0},
         {"input_dim": -4},

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from vlae import Bound, VlaeError
-from vlae.objectives import ELBO, Linear, SoftFreeBits
+from vlae import VAE, Bound, VlaeError
+from vlae.models import LadderVAE
+from vlae.objectives import ELBO, IWAE, Linear, SoftFreeBits
 
 
 def bound(rates, distortion=None):
@@ -83,9 +86,57 @@ def test_schedules_are_read_at_the_progress():
     assert [objective(b, p).item() for p in (0.0, 0.5, 0.8, 1.0)] == pytest.approx([0.0, 2.0, 1.6, 2.0])
 
 
+def ladder_bound():
+    """Two images, levels of 2 and 3 dimensions, whose mean rates are (0.5, 1.5) and (4, 0, 2)."""
+    rates = torch.tensor([[0.0, 1.0, 3.0, -1.0, 1.0], [1.0, 2.0, 5.0, 1.0, 3.0]]).double().requires_grad_()
+    z = (torch.zeros(2, 2), torch.zeros(2, 3))
+    return Bound(torch.zeros(2).double().requires_grad_(), rates.sum(1), rates, z)
+
+
+@pytest.mark.parametrize(
+    ("per", "floor", "expected"),
+    [("level", 3.0, 3.0 + 6.0), ("level", 1.0, 2.0 + 6.0), ("level", 7.0, 14.0), ("image", 9.0, 9.0)]
+    + [(per, 1.0, 1.0 + 1.5 + 4.0 + 1.0 + 2.0) for per in ("dimension", "channel")],
+)
+def test_floor_of_each_level_of_a_ladder(per, floor, expected):
+    assert ELBO(free_nats=floor, per=per)(ladder_bound(), 0.0).item() == pytest.approx(expected)
+
+
+def test_levels_are_those_of_a_ladder_model(binary):
+    model, x = LadderVAE((1, 5, 4), latent_dims=(3, 2), widths=[6], hidden=8).double(), binary(4)
+    bound = model.elbo(x)
+    torch.testing.assert_close(ELBO(per="level").groups(bound), bound.rate_per_level)
+    single = VAE((1, 5, 4), latent_dim=3, architecture="mlp").double().elbo(x)
+    torch.testing.assert_close(ELBO(per="level").groups(single), single.rate[:, None])
+
+
+@pytest.mark.parametrize("options", [{"beta": -1.0}, {"beta": float("nan")}, {"free_nats": -0.1}])
+def test_negative_weights_are_refused(options):
+    with pytest.raises(VlaeError, match="must be a number of 0 or more, or a schedule"):
+        ELBO(**options)
+
+
+def test_penalties_are_minimised_too_and_not_reported(tiny_vae, binary, monkeypatch):
+    model, x = tiny_vae(), binary(4)
+    torch.manual_seed(0)
+    plain, _ = ELBO().compute(model, x, 0.0)
+    elbo = type(model).elbo
+    penalty = torch.arange(4.0).double()
+    monkeypatch.setattr(type(model), "elbo", lambda *a, **k: replace(elbo(*a, **k), penalty=penalty))
+    torch.manual_seed(0)
+    loss, bound = ELBO().compute(model, x, 0.0)
+    assert loss.item() == pytest.approx(plain.item() + 1.5)
+    assert -bound.elbo.mean().item() == pytest.approx(plain.item())
+
+
+def test_what_needs_the_images_says_so():
+    with pytest.raises(NotImplementedError, match="IWAE needs more than the bound: call compute"):
+        IWAE()(bound([[1.0]]), 0.0)
+
+
 @pytest.mark.parametrize("per", ["pixel", "", None])
 def test_unknown_groups_are_refused(per):
-    with pytest.raises(VlaeError, match="per 'image', 'channel' or 'dimension'"):
+    with pytest.raises(VlaeError, match="per 'image', 'level', 'channel' or 'dimension'"):
         ELBO(per=per)
 
 

@@ -22,13 +22,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributions import Distribution, Normal
 
 from vlae.codec import rounding
 from vlae.codec.ans import PRECISION, Coder, make_coder
-from vlae.codec.rounding import LOG_STEP, MEAN_STEP, SCALE_STEP, Bins, Float, Int
+from vlae.codec.rounding import LOG_STEP, Bins, Float, Int, Normals
 from vlae.distributions.autoregressive import Autoregressive
+from vlae.distributions.latent import Prior
 from vlae.distributions.likelihoods import Factorised
-from vlae.distributions.priors import FlowPrior, StandardNormal
+from vlae.distributions.mixtures import NormalMixture
+from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.errors import VlaeError
 from vlae.models.base import LatentVariableModel
 
@@ -82,6 +85,19 @@ def repeated(table: Int, lanes: int, count: int = 1) -> Int:
     return np.broadcast_to(table, (lanes, count, len(table)))
 
 
+def normals_of(conditional: Distribution) -> rounding.Parameters:
+    """The parameters of normals, or of mixtures of K, in double precision, each [lanes, D, K]."""
+    if isinstance(conditional, Normal):
+        return conditional.loc[..., None].cpu().numpy(), conditional.scale.log()[..., None].cpu().numpy(), None
+    if isinstance(conditional, NormalMixture):
+        parameters = conditional.means, conditional.log_scales, conditional.log_weights
+        mean, scale, log_weights = (each.cpu().numpy() for each in parameters)
+        return mean, scale, log_weights
+    raise VlaeError(
+        f"the codec codes z_i given z_<i where that is normal, or a mixture; got {type(conditional).__name__}"
+    )
+
+
 class ModelCoder:
     """Pushes and pops images and latents of a model, in float64, on lanes of a `Coder`.
 
@@ -103,15 +119,23 @@ class ModelCoder:
                 "the codec takes models of 2 to 256 levels and of 1 or 3 image channels; "
                 f"this one has {model.likelihood.levels} levels and {model.image_shape[0]} channels"
             )
-        if len(model.latent_shape) != 1:
+        if getattr(model.likelihood, "channel_means", False):
+            raise VlaeError("the codec can't code a logistic mixture with channel_means: train without")
+        if model.condition is not None:
+            raise VlaeError("the codec does not code under a conditional model, whose context the file does not hold")
+        if len(model.latent_shape) != 1 or isinstance(model.latent_shape[0], tuple):
             raise VlaeError(f"the codec needs a latent vector; this model's z has shape {list(model.latent_shape)}")
         self.model = copy.deepcopy(model).double().eval()
         self.levels: int = model.likelihood.levels
         self.shape, self.dimensions = tuple(model.image_shape), model.latent_shape[0]
         self.device = next(self.model.parameters(), torch.empty(0)).device
-        self.prior: StandardNormal | FlowPrior = self.model.prior()
         with torch.no_grad():
-            self.prior.conditionals(torch.zeros(1, self.dimensions, dtype=torch.float64, device=self.device))
+            q = self.model.encode(self.images(np.zeros((1, *self.shape), np.uint8)))
+            if not isinstance(q, DiagonalGaussian):
+                raise VlaeError(f"the codec needs a Gaussian posterior; this model's is a {type(q).__name__}")
+            self.prior: Prior = self.model.prior()
+            nothing = torch.zeros(1, self.dimensions, dtype=torch.float64, device=self.device)
+            normals_of(self.prior.conditionals(nothing))
 
     # -- between arrays and tensors -----------------------------------------------------------------------------------
 
@@ -136,10 +160,9 @@ class ModelCoder:
         return torch.cat([q.mean for q in parts]).cpu().numpy(), torch.cat([q.log_stddev for q in parts]).cpu().numpy()
 
     @torch.no_grad()
-    def conditionals(self, z: Tensor) -> tuple[Float, Float]:
-        """Means and log standard deviations of p(z_i | z_<i), [lanes, D]."""
-        p = self.prior.conditionals(z)
-        return p.loc.cpu().numpy(), p.scale.log().cpu().numpy()
+    def conditionals(self, z: Tensor) -> rounding.Parameters:
+        """Means, log standard deviations and weights of p(z_i | z_<i), [lanes, D, K]."""
+        return normals_of(self.prior.conditionals(z))
 
     @torch.no_grad()
     def pixel_masses(self, levels: Levels, z: Tensor) -> Float:
@@ -163,32 +186,33 @@ class ModelCoder:
 
     def pop_posterior(self, coder: Coder, mean: Float, scale: Float, active: Bool) -> tuple[Int, Int]:
         """z from q(z|x), and the grid shifts that were taken: bins [lanes, D] and shifts [lanes]."""
-        shifts = rounding.choose_shifts((mean, MEAN_STEP), (scale, SCALE_STEP))
-        grid = rounding.rounded(mean, MEAN_STEP, shifts), rounding.rounded(scale, SCALE_STEP, shifts)
+        parameters = mean[..., None], scale[..., None], None
+        shifts = rounding.shifts_of(parameters)
+        normal = Normals.of(parameters, shifts)
         bins = Bins(WIDTH)
         bins.nearest(mean[active])  # refuses latents that are out of range
-        first = coder.pop(bins.first(*grid, least=0), active)
-        second = coder.pop(bins.second(first, *grid, least=0), active)
+        first = coder.pop(bins.first(normal, least=0), active)
+        second = coder.pop(bins.second(first, normal, least=0), active)
         z = first * rounding.DIGIT + second
         z[~active] = rounding.BINS // 2  # z = 0, where the networks are safe to run
         return z, shifts
 
     def push_posterior(self, coder: Coder, z: Int, mean: Float, scale: Float, shifts: Int, active: Bool) -> None:
         """The reverse of `pop_posterior`."""
-        grid = rounding.rounded(mean, MEAN_STEP, shifts), rounding.rounded(scale, SCALE_STEP, shifts)
+        normal = Normals.of((mean[..., None], scale[..., None], None), shifts)
         first, second = np.divmod(z, rounding.DIGIT)
         bins = Bins(WIDTH)
-        coder.push(second, bins.second(first, *grid, least=0), active)
-        coder.push(first, bins.first(*grid, least=0), active)
+        coder.push(second, bins.second(first, normal, least=0), active)
+        coder.push(first, bins.first(normal, least=0), active)
 
     def prior_tables(self, z: Int, bins: Bins) -> tuple[Int, Int, Int]:
         """What pushes z under the prior: digits [lanes, 2 D], their tables [lanes, 2 D, DIGIT], shifts [lanes]."""
-        mean, scale = self.conditionals(self.latents(bins, z))
-        shifts = rounding.choose_shifts((mean, MEAN_STEP), (scale, SCALE_STEP))
-        grid = rounding.rounded(mean, MEAN_STEP, shifts), rounding.rounded(scale, SCALE_STEP, shifts)
+        parameters = self.conditionals(self.latents(bins, z))
+        shifts = rounding.shifts_of(parameters)
+        normal = Normals.of(parameters, shifts)
         first, second = np.divmod(z, rounding.DIGIT)
         digits = np.stack([first, second], -1).reshape(len(z), -1)
-        tables = np.stack([bins.first(*grid, least=1), bins.second(first, *grid, least=1)], 2)
+        tables = np.stack([bins.first(normal, least=1), bins.second(first, normal, least=1)], 2)
         return digits, tables.reshape(len(z), -1, rounding.DIGIT), shifts
 
     def pop_prior(self, coder: Coder, bins: Bins, shifts: Int, active: Bool) -> Int:
@@ -196,14 +220,13 @@ class ModelCoder:
         lanes = coder.lanes
         popped = [np.zeros((lanes, 0), np.int64)]  # a z of no dimensions is popped too
 
-        def visit(sites: object, conditional: torch.distributions.Normal) -> Tensor:
-            mean, scale = conditional.loc.cpu().numpy(), conditional.scale.log().cpu().numpy()
-            grid = rounding.rounded(mean, MEAN_STEP, shifts), rounding.rounded(scale, SCALE_STEP, shifts)
+        def visit(sites: object, conditional: Distribution) -> Tensor:
+            normal = Normals.of(normals_of(conditional), shifts)
             start = len(popped)
-            for i in range(mean.shape[1]):
-                here = grid[0][:, i : i + 1], grid[1][:, i : i + 1]
-                first = coder.pop(bins.first(*here, least=1), active)
-                popped.append(first * rounding.DIGIT + coder.pop(bins.second(first, *here, least=1), active))
+            for i in range(normal.mean.shape[1]):
+                here = normal[i : i + 1]
+                first = coder.pop(bins.first(here, least=1), active)
+                popped.append(first * rounding.DIGIT + coder.pop(bins.second(first, here, least=1), active))
             return self.latents(bins, np.concatenate([*popped[:1], *popped[start:]], 1))
 
         self.prior.scan(visit, lanes)

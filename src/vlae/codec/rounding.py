@@ -13,6 +13,7 @@ From the rounded parameters on, there are only integers, and floating-point addi
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import lru_cache
 
@@ -24,6 +25,8 @@ from vlae.errors import VlaeError
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
+# Means, log-scales and (mixtures) log-weights of normals, each [lanes, D, K].
+Parameters = tuple[Float, Float, Float | None]
 
 GUARD = 1e-9  # in units of the parameters; float64 networks agree to about 1e-13
 SHIFTS = np.array([((25 * r + 32) % 64 - 32) / 64 for r in range(16)])  # of the grid, in steps; the first is 0
@@ -165,6 +168,49 @@ DIGIT = 64  # a bin's number is two digits of this base
 BINS = DIGIT * DIGIT
 
 
+@dataclass(frozen=True)
+class Normals:
+    """A normal distribution for each of some latent numbers, or a mixture of K, as grid points.
+
+    Attributes:
+        mean: [..., K], in steps of MEAN_STEP.
+        scale: logarithms of the standard deviations, [..., K], in steps of SCALE_STEP.
+        weights: of the components, integers that sum to TOTAL, [..., K]; None for a single one.
+    """
+
+    mean: Int
+    scale: Int
+    weights: Int | None = None
+
+    @classmethod
+    def of(cls, parameters: Parameters, shifts: Int) -> Normals:
+        """Rounds parameters [lanes, ..., K] with each lane's shift (see `shifts_of`)."""
+        mean, scale, log_weights = parameters
+        grid = rounded(mean, MEAN_STEP, shifts), rounded(scale, SCALE_STEP, shifts)
+        if log_weights is None:
+            return cls(*grid)
+        exponent = np.clip(-rounded(bounded(log_weights), LOG_STEP, shifts), 0, len(_exponentials()) - 1)
+        return cls(*grid, frequencies(_exponentials()[exponent], least=0))
+
+    def __getitem__(self, sites: slice) -> Normals:
+        """Those of some latent dimensions: of arrays [lanes, D, K], [lanes, sites, K]."""
+        weights = None if self.weights is None else self.weights[:, sites]
+        return Normals(self.mean[:, sites], self.scale[:, sites], weights)
+
+    def mixed(self, masses: Int) -> Int:
+        """The masses of components [..., K, N], at most UNIT each, as those of the mixture [..., N]."""
+        if self.weights is None:
+            return masses[..., 0, :]
+        return (masses * self.weights[..., None]).sum(-2) // TOTAL
+
+
+def shifts_of(parameters: Parameters) -> Int:
+    """The shift of each lane's grid at which all its parameters are safe, [lanes]."""
+    mean, scale, log_weights = parameters
+    weights = [] if log_weights is None else [(bounded(log_weights), LOG_STEP)]
+    return choose_shifts((mean, MEAN_STEP), (scale, SCALE_STEP), *weights)
+
+
 class Bins:
     """Bins of equal width around 0, the values of a coded latent dimension: bin k is the value (k - BINS / 2) width.
 
@@ -190,16 +236,16 @@ class Bins:
         """The middles of the bins."""
         return (bins - BINS // 2).astype(np.float64) * self.width
 
-    def first(self, mean: Int, scale: Int, least: int) -> Int:
-        """Tables of the first digit, [..., DIGIT], for means and log-scales as grid points [...]."""
-        return self._table(np.zeros_like(mean), DIGIT, mean, scale, least)
+    def first(self, normal: Normals, least: int) -> Int:
+        """Tables of the first digit, [..., DIGIT]."""
+        return self._table(np.zeros(normal.mean.shape[:-1], np.int64), DIGIT, normal, least)
 
-    def second(self, first: Int, mean: Int, scale: Int, least: int) -> Int:
+    def second(self, first: Int, normal: Normals, least: int) -> Int:
         """Tables of the second digit, given the first."""
-        return self._table(first * DIGIT, 1, mean, scale, least)
+        return self._table(first * DIGIT, 1, normal, least)
 
-    def _table(self, start: Int, span: int, mean: Int, scale: Int, least: int) -> Int:
+    def _table(self, start: Int, span: int, normal: Normals, least: int) -> Int:
         edges = (start[..., None] + span * np.arange(DIGIT + 1) - (BINS // 2 + 0.5)) * self.width
-        inverse = _inverse_scales()[np.clip(scale, -SCALES, SCALES) + SCALES]
-        below = normal_cdf((edges - (mean * MEAN_STEP)[..., None]) * inverse[..., None])
-        return frequencies(np.diff(below, axis=-1), least)
+        inverse = _inverse_scales()[np.clip(normal.scale, -SCALES, SCALES) + SCALES]
+        below = normal_cdf((edges[..., None, :] - (normal.mean * MEAN_STEP)[..., None]) * inverse[..., None])
+        return frequencies(normal.mixed(np.diff(below, axis=-1)), least)

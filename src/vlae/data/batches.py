@@ -18,11 +18,13 @@ class Batch(NamedTuple):
         images: floats [B, C, H, W] in [0, 1].
         labels: int64 [B], or None.
         indices: int64 [B], positions in the data set.
+        factors: ground-truth factors [B, F], or None.
     """
 
     images: Tensor
     labels: Tensor | None
     indices: Tensor
+    factors: Tensor | None = None
 
 
 class Batches:
@@ -102,10 +104,11 @@ class Batches:
             yield batch
 
     def _cut(self, pixels: Tensor, indices: Tensor, epoch: int, number: int) -> Batch:
-        labels = self.dataset.labels
+        labels, factors = self.dataset.labels, self.dataset.factors
         noise = generator(Stream.VISIT, self.seed, epoch, number, device=self.device)
         return Batch(
             images=self.dataset.to_float(pixels.index_select(0, indices).to(self.device), noise),
             labels=None if labels is None else labels[indices].to(self.device),
             indices=indices.to(self.device),
+            factors=None if factors is None else factors[indices].to(self.device),
         )

@@ -1,6 +1,7 @@
 """A set of images in memory, with its split and its binarisation."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -9,6 +10,7 @@ from torch.utils.data import Dataset
 
 from vlae.data.arrays import collect, to_levels
 from vlae.data.seeds import Stream, generator
+from vlae.data.sources import one_line
 from vlae.errors import VlaeError
 
 Binarize = Literal["static", "dynamic", "threshold"]
@@ -29,6 +31,8 @@ class ImageDataset(Dataset[Tensor]):
         split: "train", "validation", "test" or "train+validation".
         labels: int64 [N], or None.
         factors: ground-truth factors [N, F], or None.
+        factor_names: what they are called, F of them, or none.
+        factor_sizes: how many classes each has, where they are classes 0..size-1: F of them, or none.
         binarize: None, "static", "dynamic" or "threshold".
         note: how the split was made, for `protocol`.
 
@@ -47,19 +51,29 @@ class ImageDataset(Dataset[Tensor]):
         split: str = "train",
         labels: Tensor | None = None,
         factors: Tensor | None = None,
+        factor_names: Sequence[str] = (),
+        factor_sizes: Sequence[int] = (),
         binarize: str | None = None,
         note: str = "",
     ) -> None:
         if images.dtype != torch.uint8:
             raise VlaeError(f"{name}: images of {images.dtype}; expected uint8, or use ImageDataset.from_any")
         self.images, self.levels = to_levels(images, levels)
+        if factors is not None and factors.ndim != 2:
+            raise VlaeError(f"{name}: factors of shape {list(factors.shape)}; expected [N, F]")
         for what, values in {"labels": labels, "factors": factors}.items():
             if values is not None and len(values) != len(images):
                 raise VlaeError(f"{name}: {len(values)} {what} for {len(images)} images; expected one each")
+        for what, given in {"names": factor_names, "sizes": factor_sizes}.items():
+            if given and (factors is None or len(given) != factors.shape[1]):
+                has = 0 if factors is None else factors.shape[1]
+                raise VlaeError(f"{name}: {len(given)} factor_{what} for {has} factors; expected one each")
         self.name = name
         self.split = check_split(split)
         self.labels = labels
         self.factors = factors
+        self.factor_names = tuple(factor_names)
+        self.factor_sizes = tuple(factor_sizes)
         self.note = note
         self.binarize: str | None = None
         self._fixed: Tensor | None = None  # the 0/1 images, where they are the same at every visit
@@ -75,6 +89,7 @@ class ImageDataset(Dataset[Tensor]):
         split: str = "train",
         levels: int | None = None,
         labels: Any = None,
+        factors: Any = None,
         binarize: str | None = None,
     ) -> "ImageDataset":
         """A set from a tensor, an array or a torch `Dataset` of images or (image, label) pairs.
@@ -85,6 +100,7 @@ class ImageDataset(Dataset[Tensor]):
             split: which split it is to be.
             levels: 2 to 256; by default 2 where all values are 0 or 1, else 256. Floats are rounded to these levels.
             labels: integers [N], instead of the `Dataset`'s own.
+            factors: ground-truth factors, integers or floats [N, F].
             binarize: as in the class.
 
         Raises:
@@ -101,7 +117,8 @@ class ImageDataset(Dataset[Tensor]):
             x, own = collect(x)
         images, levels = to_levels(x, levels)
         labels = own if labels is None else torch.as_tensor(labels).long()
-        return ImageDataset(images, levels, name=name, split=split, labels=labels, binarize=binarize)
+        factors = None if factors is None else _as_factors(factors)
+        return ImageDataset(images, levels, name=name, split=split, labels=labels, factors=factors, binarize=binarize)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -218,6 +235,15 @@ class ImageDataset(Dataset[Tensor]):
         new = copy.copy(self)
         vars(new).update(changes)
         return new
+
+
+def _as_factors(factors: Any) -> Tensor:
+    """Factors of any origin: integers as int64, floats as they are."""
+    try:
+        factors = torch.as_tensor(factors).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise VlaeError(f"factors must be numbers, one row per image ({one_line(error)})") from error
+    return factors if factors.is_floating_point() else factors.long()
 
 
 def draw(pixels: Tensor, levels: int, generator: torch.Generator | None) -> Tensor:

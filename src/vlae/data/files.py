@@ -94,3 +94,13 @@ CIFAR10_ARCHIVE = File(
     "md5:c32a1d4ab5d03f1284b67883e8d87530",
     ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
 )
+
+_DSPRITES_FULL = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
+DSPRITES_FULL = File(
+    _DSPRITES_FULL,
+    ("dsprites", "dsprites-dataset"),
+    "md5:7da33b31b13a06f4b04a70402ce90c2e",
+    (f"https://github.com/google-deepmind/dsprites-dataset/raw/master/{_DSPRITES_FULL}",),
+)
+DSPRITES_FACTORIAL = File("dsprites_factorial_sh3sc6or10x16y16_64x64.npz", ("dsprites",))
+DSPRITES_RANDOM = File("dsprites_random20000_64x64.npz", ("dsprites",))

@@ -7,8 +7,10 @@ from typing import Any
 
 from vlae.data import sets, sources
 from vlae.data.datasets import ImageDataset, check_binarize, check_split
+from vlae.data.dsprites import dsprites
 from vlae.data.folder import folder
 from vlae.data.omniglot import omniglot
+from vlae.data.sprites import sprites
 from vlae.errors import VlaeError
 
 _SETS: dict[str, Callable[..., ImageDataset]] = {
@@ -19,6 +21,8 @@ _SETS: dict[str, Callable[..., ImageDataset]] = {
     "omniglot": omniglot,
     "caltech101_silhouettes": sets.caltech101_silhouettes,
     "cifar10": sets.cifar10,
+    "dsprites": dsprites,
+    "sprites": sprites,
     "folder": folder,
 }
 
@@ -44,7 +48,8 @@ def load(
             into the cache.
         binarize: None, "static" (one fixed draw), "dynamic" (a new draw at each visit in training splits, the fixed
             one in the others) or "threshold" (x >= 0.5).
-        **options: of the set: `variant` of omniglot; `path`, `size`, `crop`, `mode`, `crops_per_epoch` of folder.
+        **options: of the set: `variant` of omniglot; `variant` and `whole` of dsprites; `size` and `whole` of sprites;
+            `path`, `size`, `crop`, `mode`, `crops_per_epoch` of folder.
 
     Raises:
         VlaeError: an unknown name, split or option; files missing or broken; or the set is already binary.
@@ -63,6 +68,8 @@ def load(
     unknown = ", ".join(sorted(options.keys() - set(known)))
     if unknown:
         raise VlaeError(f"{name} has no option {unknown}; expected {', '.join(known) or 'none'}")
+    if options.get("whole") and "+" in split:
+        raise VlaeError(f"{name}: whole=True gives all images in every split; give one, not {split!r}")
     first, *others = [read(part, root, **options).binarized(binarize) for part in split.split("+")]
     for other in others:
         first = first.join(other)

@@ -170,6 +170,11 @@ class Autoregressive(Distribution):
         return self.scan(greedy)
 
     @property
+    def reconstruction(self) -> Tensor:
+        """The one image to show, [B, C, H, W]: the greedy one."""
+        return self.mode
+
+    @property
     def mean(self) -> Tensor:
         """An autoregressive distribution has no mean in closed form: raises with advice."""
         raise VlaeError(

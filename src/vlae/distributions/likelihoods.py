@@ -1,8 +1,8 @@
 """Likelihoods p(x|z): what the numbers that a decoder puts out mean for each sub-pixel.
 
 A likelihood is a small module: called with parameters [..., P] it gives an element-wise distribution [...] over values
-in [0, 1], and `check` refuses images that it gives no mass to. `Factorised` and
-`vlae.distributions.autoregressive.Autoregressive` make distributions over whole images of it.
+in [0, 1] (`vlae.distributions.pixelwise`, `densities`, `charbonnier`), and `check` refuses images that it gives no mass
+to. `Factorised` and `vlae.distributions.autoregressive.Autoregressive` make distributions over whole images of it.
 """
 
 from __future__ import annotations
@@ -13,197 +13,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
-from torch.nn import functional as F
+from torch.distributions import Distribution
 
+from vlae.distributions.bounded import soft_bounded_log
+from vlae.distributions.charbonnier import PixelCharbonnier
+from vlae.distributions.densities import (
+    PixelContinuousBernoulli,
+    PixelGaussian,
+    PixelLaplace,
+    PixelOptimalGaussian,
+)
 from vlae.distributions.noise import Generators, rand
-from vlae.distributions.posteriors import soft_bounded_log
+from vlae.distributions.pixelwise import (
+    PixelBernoulli,
+    PixelCategorical,
+    PixelChannelMixture,
+    PixelLogisticMixture,
+    Pixelwise,
+)
 from vlae.errors import VlaeError, require_positive
 
-
-class Pixelwise(Distribution):
-    """An element-wise distribution that can be sampled from given uniforms: the base of those below."""
-
-    arg_constraints: dict = {}
-    support: constraints.Constraint = constraints.unit_interval
-
-    def __init__(self, shape: torch.Size):
-        super().__init__(shape, validate_args=False)
-
-    @property
-    def log_masses(self) -> Tensor:
-        """log p of every level in increasing order, nats, [..., levels]; a density raises."""
-        raise VlaeError("a density has no levels: ask for log_prob, or choose a discrete likelihood")
-
-    def icdf(self, value: Tensor) -> Tensor:
-        """The value at which the cumulative distribution passes `value` in [0, 1), shape by shape."""
-        raise NotImplementedError
-
-    def sample(self, sample_shape: Sequence[int] = torch.Size(), generator: Generators = None) -> Tensor:
-        """[*sample_shape, ...] by the inverse CDF of uniforms."""
-        like = self.mean
-        return self.icdf(rand(sample_shape, None, self.batch_shape, generator, like))
-
-
-class PixelBernoulli(Pixelwise):
-    """Values 0 and 1, p(1) = sigmoid(logits)."""
-
-    def __init__(self, logits: Tensor):
-        self.logits = logits
-        super().__init__(logits.shape)
-
-    @property
-    def log_masses(self) -> Tensor:
-        """log p(0) and log p(1) in nats, [..., 2]."""
-        return F.logsigmoid(torch.stack([-self.logits, self.logits], -1))
-
-    @property
-    def mean(self) -> Tensor:
-        """p(1)."""
-        return torch.sigmoid(self.logits)
-
-    @property
-    def mode(self) -> Tensor:
-        """1 where p(1) > 1/2."""
-        return (self.logits > 0).to(self.logits.dtype)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """log p(value) in nats."""
-        return -F.binary_cross_entropy_with_logits(self.logits, value.expand_as(self.logits), reduction="none")
-
-    def icdf(self, value: Tensor) -> Tensor:
-        """1 where the uniform is under p(1)."""
-        return (value < self.mean).to(self.logits.dtype)
-
-
-class PixelLevels(Pixelwise):
-    """The base of distributions over `levels` values 0, 1/(levels-1), ..., 1: all that follows from `log_masses`."""
-
-    def __init__(self, shape: torch.Size, levels: int):
-        self.levels = levels
-        super().__init__(shape)
-
-    @property
-    def mean(self) -> Tensor:
-        """The expected value."""
-        masses = self.log_masses.exp()
-        return (masses * _values(self.levels, masses)).sum(-1)
-
-    @property
-    def mode(self) -> Tensor:
-        """The most likely value."""
-        log_masses = self.log_masses
-        return log_masses.argmax(-1).to(log_masses.dtype) / (self.levels - 1)
-
-    def icdf(self, value: Tensor) -> Tensor:
-        """The level whose cumulative interval holds the uniform."""
-        below = self.log_masses.exp().cumsum(-1)[..., :-1]  # the last level takes the rest, whatever the rounding
-        return (value[..., None] >= below).sum(-1).to(below.dtype) / (self.levels - 1)
-
-
-class PixelCategorical(PixelLevels):
-    """Each level has a logit of its own: logits [..., levels]."""
-
-    def __init__(self, logits: Tensor):
-        self.logits = logits
-        super().__init__(logits.shape[:-1], logits.shape[-1])
-
-    @property
-    def log_masses(self) -> Tensor:
-        """log p of every level in nats, [..., levels]."""
-        return self.logits.log_softmax(-1)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """log p(value) in nats."""
-        level = (value * (self.levels - 1)).round().long().expand(self.batch_shape)
-        return self.log_masses.gather(-1, level[..., None]).squeeze(-1)
-
-
-class PixelLogisticMixture(PixelLevels):
-    r"""A mixture of logistics, discretised (Salimans et al. 2017, arXiv 1701.05517, equation 2).
-
-    On the scale of [-1, 1], level k has the bin from e_k to e_{k+1}, of width w = 2 / (levels - 1) and with its value
-    in the middle; the bins at the ends take the tails, so that the mass is 1. With a = (e_k - mean) / scale and
-    b = (e_{k+1} - mean) / scale, a component gives it
-
-    .. math:: \sigma(b) - \sigma(a) = \sigma(b) \, \sigma(-a) \, (1 - e^{-w / scale}),
-
-    without the last two factors in the lowest bin, and the first and the last in the highest. As sums of logarithms
-    or as products, nothing cancels, however far the value is from the mean.
-
-    Args:
-        logits: of the components, [..., K].
-        means: of the components, on the scale of [-1, 1], [..., K].
-        log_scales: natural logarithms of the logistics' scales, on the same scale, [..., K].
-        levels: how many values, 2 or more.
-    """
-
-    def __init__(self, logits: Tensor, means: Tensor, log_scales: Tensor, levels: int):
-        self.logits, self.means, self.log_scales = logits, means, log_scales
-        super().__init__(logits.shape[:-1], levels)
-
-    @property
-    def log_masses(self) -> Tensor:
-        """log p of every level in nats, [..., levels]; what underflows counts as the smallest normal number (-87 nats).
-
-        As a product of numbers in (0, 1], still without cancellation: six times faster than logarithms of all factors,
-        which matters where an image is decoded. One component at a time, to spare memory.
-        """
-        last = self.levels - 1
-        edges = 2 / last * torch.arange(0.5, last, dtype=self.means.dtype, device=self.means.device) - 1
-        components = (self.logits.softmax(-1), self.means, (-self.log_scales).exp())
-        masses = torch.zeros((), dtype=self.means.dtype, device=self.means.device)
-        for weight, mean, precision in zip(*(each.split(1, -1) for each in components), strict=True):
-            t = (edges - mean) * precision
-            below, above = t.sigmoid(), (-t).sigmoid()
-            inner = below[..., 1:] * above[..., :-1] * -torch.expm1(-2 / last * precision)
-            masses = masses + weight * torch.cat([below[..., :1], inner, above[..., -1:]], -1)
-        return masses.clamp_min(torch.finfo(masses.dtype).tiny).log()
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """log p(value) in nats; `value` may be any shape that broadcasts."""
-        last = self.levels - 1
-        level = (value * last).round()[..., None]
-        lowest, highest = level <= 0, level >= last
-        precisions = (-self.log_scales).exp()
-        a = (2 / last * (level - 0.5) - 1 - self.means) * precisions
-        b = (2 / last * (level + 0.5) - 1 - self.means) * precisions
-        width = (-torch.expm1(-2 / last * precisions)).log()
-        of_components = (
-            F.logsigmoid(b).masked_fill(highest, 0)
-            + F.logsigmoid(-a).masked_fill(lowest, 0)
-            + width.masked_fill(lowest | highest, 0)
-        )
-        return (self.logits.log_softmax(-1) + of_components).logsumexp(-1)
-
-
-class PixelGaussian(Pixelwise):
-    """A normal density with mean and sigma; continuous, so that its nats are nats of a density."""
-
-    support = constraints.real
-
-    def __init__(self, loc: Tensor, sigma: Tensor):
-        self.loc, self.sigma = loc, sigma
-        super().__init__(loc.shape)
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean."""
-        return self.loc
-
-    @property
-    def mode(self) -> Tensor:
-        """The mean."""
-        return self.loc
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """log density in nats."""
-        return -0.5 * ((value - self.loc) / self.sigma) ** 2 - self.sigma.log() - 0.5 * math.log(2 * math.pi)
-
-    def icdf(self, value: Tensor) -> Tensor:
-        """The quantile; uniforms of exactly 0 are taken as the smallest positive step."""
-        tiny = torch.finfo(value.dtype).eps / 2
-        return self.loc + self.sigma * torch.special.ndtri(value.clamp(tiny, 1 - tiny))
+START, LEAST = 0.3, 1e-3  # of scales: where they start, about, and their soft bound below
 
 
 class Likelihood(nn.Module):
@@ -219,13 +49,21 @@ class Likelihood(nn.Module):
         """parameters [..., P] -> element-wise distribution [...]; a temperature under 1 sharpens it."""
         raise NotImplementedError
 
+    def of_images(self, parameters: Tensor, temperature: float = 1.0) -> Pixelwise:
+        """parameters [B, C, H, W, P] of whole images -> [B, C, H, W]; here an image's sub-pixels may share something.
+
+        What a factorised decoder asks for; the log_prob of the sub-pixels adds up to that of the image.
+        """
+        return self(parameters, temperature)
+
     def check(self, x: Tensor) -> None:
         """Refuses images that hold anything but this likelihood's values."""
         scale = self.levels - 1 if self.levels else 1
+        tolerance = max(1e-3, 2 * scale * torch.finfo(x.dtype).eps)  # 16 bits are at the end of float32's precision
         # One reduction each: NaN fails every comparison, so a NaN is refused too.
         if not bool(((x >= 0) & (x <= 1)).all()):
             raise VlaeError(f"images must hold values in [0, 1] and no NaN; got {_range(x)}")
-        if self.levels and bool(((x * scale - (x * scale).round()).abs() > 1e-3).any()):
+        if self.levels and bool(((x * scale - (x * scale).round()).abs() > tolerance).any()):
             raise VlaeError(
                 f"this likelihood has {self.levels} levels, multiples of 1/{scale}, and the images hold other values: "
                 + ("binarise them (binarize='dynamic')" if self.levels == 2 else "choose levels to fit the data")
@@ -260,55 +98,197 @@ class LogisticMixture(Likelihood):
 
     Near levels share what is learned, with 3 numbers per component for any number of levels. Parameters of 0 give a
     logistic of scale 0.1 around mid grey; the scales are soft-bounded to a thousandth and a thousandfold of that, far
-    under one level and far beyond the range. PixelCNN++'s linear dependence of the means on a pixel's earlier channels
-    is left out: `vlae.nn.pixelcnn.ChannelHead` makes all parameters of a channel depend on them.
+    under one level and far beyond the range.
+
+    With `channel_means` the colours of a pixel share one mixture, and each one's mean depends linearly on the colours
+    before it (`PixelChannelMixture`, PixelCNN++): so a factorised decoder too models how colours go together, at little
+    cost. It then has no closed-form mean, only `.mode` (greedy), and the codec can't take it. An autoregressive decoder
+    has no use for it and is refused: in its head all parameters of a channel depend on the ones before it.
 
     Args:
         levels: how many values, 2 or more.
         components: logistics per sub-pixel, 1 or more.
+        channel_means: one mixture per pixel with means that depend on earlier channels, for factorised decoders.
+        channels: C of the images; matters with `channel_means` alone.
     """
 
     levels: int
 
-    def __init__(self, levels: int = 256, components: int = 5):
+    def __init__(self, levels: int = 256, components: int = 5, channel_means: bool = False, channels: int = 3):
         super().__init__()
+        if not isinstance(channel_means, bool):
+            raise VlaeError(f"channel_means must be true or false; got {channel_means!r}")
         require_positive("the components of a logistic mixture", components)
-        self.levels = _two_or_more(levels)
-        self.parameters_per_value = 3 * components
+        require_positive("the channels of a logistic mixture", channels)
+        self.levels, self.components = _two_or_more(levels), components
+        self.channel_means, self.channels = channel_means, channels
+        self.parameters_per_value = (3 + (channels - 1 if channel_means else 0)) * components
 
     def forward(self, parameters: Tensor, temperature: float = 1.0) -> PixelLogisticMixture:
         """parameters [..., 3 * components]: logits, means, log-scales.
 
         The temperature divides the logits and multiplies the scales.
         """
+        if self.channel_means:
+            raise VlaeError(
+                "channel_means is for factorised decoders; an autoregressive one makes all parameters of a channel "
+                "depend on those before it: set channel_means=False"
+            )
         logits, means, s = parameters.chunk(3, -1)
-        log_scales = soft_bounded_log(s) + math.log(0.1 * temperature)
-        return PixelLogisticMixture(logits / temperature, means, log_scales, self.levels)
+        return PixelLogisticMixture(logits / temperature, means, self._log_scales(s, temperature), self.levels)
+
+    def of_images(self, parameters: Tensor, temperature: float = 1.0) -> PixelLogisticMixture | PixelChannelMixture:
+        """parameters [B, C, H, W, P]; with `channel_means` P = (3 + C - 1) * components.
+
+        These are logits, means, log-scales, and for each earlier channel the coefficients' inverse hyperbolic tangents;
+        the first channel's logits are the pixel's, the other channels' go unused, and so do coefficients of later ones.
+        """
+        if not self.channel_means:
+            return self(parameters, temperature)
+        if parameters.shape[-4] != self.channels:
+            raise VlaeError(
+                f"the likelihood's channel_means are for channels={self.channels} and the images have "
+                f"{parameters.shape[-4]}: set channels={parameters.shape[-4]} in the likelihood's options"
+            )
+        sizes = [self.components] * 3 + [(self.channels - 1) * self.components]
+        logits, means, s, raw = parameters.split(sizes, -1)
+        coefficients = raw.tanh().reshape(*raw.shape[:-1], self.channels - 1, self.components)
+        log_scales = self._log_scales(s, temperature)
+        return PixelChannelMixture(logits.select(-4, 0) / temperature, means, log_scales, coefficients, self.levels)
+
+    def _log_scales(self, s: Tensor, temperature: float) -> Tensor:
+        return soft_bounded_log(s) + math.log(0.1 * temperature)
 
 
-class Gaussian(Likelihood):
-    """A normal density around sigmoid(parameters); `sigma=None` learns one sigma for all pixels (soft-bounded)."""
+class ContinuousBernoulli(Likelihood):
+    """Grey pixels in [0, 1]: the proper density that "binary cross-entropy of grey pixels" leaves unnormalised."""
 
-    def __init__(self, sigma: float | None = None):
+    def forward(self, parameters: Tensor, temperature: float = 1.0) -> PixelContinuousBernoulli:
+        """parameters [..., 1]: the logit, which the temperature divides."""
+        return PixelContinuousBernoulli(parameters.squeeze(-1) / temperature)
+
+
+class LocationScale(Likelihood):
+    """The base of densities around sigmoid(parameters) whose scale is fixed, learned or one per sub-pixel.
+
+    A learned scale is exp(soft_bounded_log(s)): never under 1e-3, a quarter of one of 256 levels, nor over 1e3, and
+    about 0.3 at the start; for all pixels s is one parameter, per pixel the decoder puts it out. The lower bound
+    matters: a density of pixels that are always the same, like the black border of MNIST, has no upper bound itself.
+
+    Args:
+        name: of the option.
+        scale: a positive number, None (learned, one for all pixels) or "pixel".
+        others: words that a subclass takes in place of "pixel".
+    """
+
+    def __init__(self, name: str, scale: float | str | None, *others: str):
         super().__init__()
-        if sigma is not None and not sigma > 0:
-            raise VlaeError(f"sigma must be positive, or None to learn it; got {sigma}")
-        self.fixed_sigma = sigma
-        if sigma is None:
-            self.log_sigma = nn.Parameter(torch.tensor(math.log(0.3)))
+        self.name, self.scale = name, scale
+        if scale is None:
+            self.register_parameter(f"log_{name}", nn.Parameter(torch.tensor(math.log(START))))
+        elif scale not in ("pixel", *others) and not _is_positive(scale):
+            words = " or ".join(repr(word) for word in ("pixel", *others))
+            raise VlaeError(f"{name} must be a positive number, None (learned) or {words}; got {scale!r}")
+        self.parameters_per_value = 2 if scale == "pixel" else 1
+
+    def location_and_scale(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """parameters [..., P]: the logit of the location, and with "pixel" s -> location and scale, [...]."""
+        location = parameters[..., 0].sigmoid()
+        if self.scale == "pixel":
+            return location, soft_bounded_log(parameters[..., 1] + math.log(START)).exp()
+        if self.scale is None:
+            scale = soft_bounded_log(getattr(self, f"log_{self.name}")).exp()
+        else:
+            scale = self.known_scale()
+        return location, scale.to(location)
+
+    def known_scale(self) -> Tensor:
+        """The scale that neither a parameter nor the decoder gives."""
+        return torch.tensor(self.scale, dtype=torch.float64)
+
+
+class Gaussian(LocationScale):
+    """A normal density around sigmoid(parameters).
+
+    sigma="optimal" is the sigma-VAE (Rybkin et al. 2020, arXiv 2006.13202), sigma^2 the mean squared error, which needs
+    neither tuning nor learning. In training mode `log_prob` uses the error of the very values it is given, all of a
+    batch together, with gradients, so that the distortion of D sub-pixels is D log sigma and a constant. That is no
+    density yet, for it knows the values beforehand. So every such call with gradients enabled also enters the error
+    into an exponential average over batches (decay 0.99, bias-corrected, in buffers that are saved with the model), and
+    in eval mode, and for draws, sigma^2 is that average, frozen: a proper density, whatever else is in the batch.
+    Before any training sigma is 0.3. A least variance of 1e-6 is added to either error: sigma is never under 1e-3.
+
+    Args:
+        sigma: a positive number, None (learned, one for all pixels), "pixel" (the decoder puts it out) or "optimal".
+    """
+
+    def __init__(self, sigma: float | str | None = None):
+        super().__init__("sigma", sigma, "optimal")
+        if sigma == "optimal":
+            self.register_buffer("error_sum", torch.tensor(0.0))  # of mean squared errors, weighted by age
+            self.register_buffer("error_weight", torch.tensor(0.0))  # the sum of those weights
 
     def forward(self, parameters: Tensor, temperature: float = 1.0) -> PixelGaussian:
-        """parameters [..., 1]: the logit of the mean."""
-        mean = torch.sigmoid(parameters.squeeze(-1))
-        if self.fixed_sigma is not None:
-            sigma = torch.as_tensor(self.fixed_sigma, dtype=mean.dtype, device=mean.device)
-        else:
-            sigma = soft_bounded_log(self.log_sigma).exp().to(mean.dtype)
+        """parameters [..., P]: the logit of the mean, and with "pixel" s; the temperature multiplies sigma."""
+        mean, sigma = self.location_and_scale(parameters)
+        if self.training and self.scale == "optimal":
+            return PixelOptimalGaussian(mean, sigma * temperature, LEAST, temperature, self._observe)
         return PixelGaussian(mean, sigma * temperature)
+
+    def known_scale(self) -> Tensor:
+        """The fixed sigma, or that of the errors seen in training."""
+        if self.scale != "optimal":
+            return super().known_scale()
+        error, weight = self.get_buffer("error_sum"), self.get_buffer("error_weight")
+        return torch.where(weight > 0, error / weight + LEAST**2, START**2).sqrt()
+
+    def _observe(self, error: Tensor, decay: float = 0.99) -> None:
+        """Enters a batch's error into the average; an error that is not finite is left out."""
+        for name, value in (("error_sum", error), ("error_weight", torch.ones_like(error))):
+            buffer = self.get_buffer(name)
+            buffer.copy_(torch.where(error.isfinite(), buffer.lerp(value.to(buffer), 1 - decay), buffer))
+
+
+class Laplace(LocationScale):
+    """A Laplace density around sigmoid(parameters): the L1 loss, sharper than a Gaussian where errors are rare.
+
+    Args:
+        scale: a positive number, None (learned, one for all pixels) or "pixel" (the decoder puts it out too).
+    """
+
+    def __init__(self, scale: float | str | None = None):
+        super().__init__("scale", scale)
+
+    def forward(self, parameters: Tensor, temperature: float = 1.0) -> PixelLaplace:
+        """parameters [..., P]: the logit of the location, and with "pixel" s; the temperature multiplies the scale."""
+        location, scale = self.location_and_scale(parameters)
+        return PixelLaplace(location, scale * temperature)
+
+
+class Charbonnier(LocationScale):
+    """The density of the Charbonnier penalty, sqrt(error^2 + eps^2) / scale, around sigmoid(parameters).
+
+    Args:
+        scale: a positive number, None (learned, one for all pixels) or "pixel" (the decoder puts it out too).
+        eps: errors well under it are penalised quadratically, those beyond it linearly.
+    """
+
+    def __init__(self, scale: float | str | None = None, eps: float = 1e-3):
+        super().__init__("scale", scale)
+        if not _is_positive(eps) or eps < 1e-6:
+            raise VlaeError(
+                f"eps must be a number of at least 1e-6; got {eps!r}: choose the likelihood laplace for none"
+            )
+        self.eps = eps
+
+    def forward(self, parameters: Tensor, temperature: float = 1.0) -> PixelCharbonnier:
+        """parameters [..., P]: the logit of the location, and with "pixel" s; the temperature multiplies the scale."""
+        location, scale = self.location_and_scale(parameters)
+        return PixelCharbonnier(location, scale * temperature, self.eps)
 
 
 class Factorised(Distribution):
-    """A product over all sub-pixels given z: batch shape [B], event shape [C, H, W].
+    """A product over all sub-pixels given z, or over all pixels (`channel_means`): batch shape [B], event [C, H, W].
 
     Args:
         likelihood: what the parameters mean.
@@ -320,9 +300,15 @@ class Factorised(Distribution):
 
     def __init__(self, likelihood: Likelihood, parameters: Tensor, temperature: float = 1.0):
         self.likelihood = likelihood
-        self.pixels = likelihood(parameters.movedim(2, -1), temperature)
+        self.pixels = likelihood.of_images(parameters.movedim(2, -1), temperature)
+        self.parameters = parameters
         shape = self.pixels.batch_shape
         super().__init__(shape[:1], shape[1:], validate_args=False)
+
+    @property
+    def has_mean(self) -> bool:
+        """Whether there is a mean in closed form; else `mean` raises with advice, and `mode` is what to show."""
+        return self.pixels.has_mean
 
     @property
     def mean(self) -> Tensor:
@@ -333,6 +319,11 @@ class Factorised(Distribution):
     def mode(self) -> Tensor:
         """The most likely image, [B, C, H, W]."""
         return self.pixels.mode
+
+    @property
+    def reconstruction(self) -> Tensor:
+        """The one image to show, [B, C, H, W]: the mean where it has a closed form, else the mode."""
+        return self.mean if self.has_mean else self.mode
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x|z) in nats per image, [B]."""
@@ -346,8 +337,7 @@ class Factorised(Distribution):
     ) -> Tensor:
         """[*sample_shape, B, C, H, W], by the inverse CDF of `uniforms` (drawn from `generator` if not given)."""
         if uniforms is None:
-            like = self.pixels.mean
-            uniforms = rand(sample_shape, like.shape[0], self.event_shape, generator, like)
+            uniforms = rand(sample_shape, self.batch_shape[0], self.event_shape, generator, self.parameters)
         elif uniforms.shape != (*sample_shape, *self.batch_shape, *self.event_shape):
             expected = [*sample_shape, *self.batch_shape, *self.event_shape]
             raise VlaeError(f"uniforms must be one per sub-pixel, {expected}; got {list(uniforms.shape)}")
@@ -355,12 +345,34 @@ class Factorised(Distribution):
 
 
 def make_likelihood(name: str, **options: Any) -> Likelihood:
-    """The likelihood of that name (see `kinds` below); refuses options that it does not take."""
+    """The likelihood of that name; refuses options that it does not take.
+
+    Levels, whose nats can be compared and coded:
+
+    - "bernoulli": binary pixels.
+    - "categorical": a logit for each of `levels` (256).
+    - "logistic_mixture": a mixture of `components` (5) discretised logistics over `levels` (256); with
+      `channel_means=True` and `channels` (3), of whole colours.
+
+    Densities of images in [0, 1]:
+
+    - "continuous_bernoulli": on [0, 1].
+    - "gaussian": `sigma` a number, None (learned, one for all), "pixel" (by the decoder) or "optimal" (from the error).
+    - "laplace": `scale` a number, None or "pixel".
+    - "charbonnier": the same, with the tip rounded over `eps` (0.001).
+
+    Example:
+        >>> make_likelihood("gaussian", sigma="pixel").parameters_per_value
+        2
+    """
     kinds: dict[str, type[Likelihood]] = {
         "bernoulli": Bernoulli,
         "categorical": Categorical,
         "logistic_mixture": LogisticMixture,
+        "continuous_bernoulli": ContinuousBernoulli,
         "gaussian": Gaussian,
+        "laplace": Laplace,
+        "charbonnier": Charbonnier,
     }
     if name not in kinds:
         raise VlaeError(f"unknown likelihood {name!r}: choose one of {', '.join(kinds)}")
@@ -370,15 +382,14 @@ def make_likelihood(name: str, **options: Any) -> Likelihood:
         raise VlaeError(f"likelihood_options do not fit the likelihood {name!r}: {error}") from None
 
 
-def _values(levels: int, like: Tensor) -> Tensor:
-    """The values of all levels, [levels], 0 to 1, with the dtype and device of `like`."""
-    return torch.arange(levels, dtype=like.dtype, device=like.device) / (levels - 1)
-
-
 def _two_or_more(levels: int) -> int:
     if not isinstance(levels, int) or levels < 2:
         raise VlaeError(f"a discrete likelihood needs levels to be 2 or more; got {levels}")
     return levels
+
+
+def _is_positive(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0 < number < math.inf
 
 
 def _range(x: Tensor) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from vlae.errors import VlaeError
-from vlae.evaluation.information import BITS, LatentStatistics
+from vlae.evaluation.information import BITS, LatentStatistics, noise_means
 from vlae.models.base import LatentVariableModel
+from vlae.models.context import given
+from vlae.models.ladder import LadderBound
+from vlae.models.latents import Latents, each, joined
 
-Batch = tuple[Tensor, Sequence[int]]  # images [B, C, H, W] and their positions in the data set
+# Images [B, C, H, W], their positions in the data set, and for conditional models their context.
+Batch = tuple[Tensor, Sequence[int]] | tuple[Tensor, Sequence[int], Tensor | None]
 
 
 def keyed_generators(indices: Iterable[int], seed: int, stream: int = 0) -> list[torch.Generator]:
@@ -58,7 +62,8 @@ class Evaluation:
 
     Attributes:
         images: how many were evaluated.
-        distortion, rate: the two terms; `rate_bits` the rate in bits.
+        distortion, rate: the two terms; `rate_bits` the rate in bits. The rate, and all that follows from it, is None
+            where z has no density (`has_bound` is False).
         negative_elbo: distortion + rate; `negative_elbo_error` its standard error.
         shuffled_gap: nats lost in distortion where each image is decoded with another image's z.
         active_units: latent dimensions in use; `latent_dim` of how many.
@@ -66,14 +71,15 @@ class Evaluation:
         bits_per_dim: -ELBO in bits per sub-pixel; None for densities, which would need dequantised data.
         nll: importance-weighted -log p(x) at `nll_samples` samples; `nll_error` its standard error, `ess` the mean
             effective sample size. None where not asked for. `nll_images` says on how many (the first) images.
+        rate_per_level: of a ladder the rate of each level against the one above it, z_1 first; else empty.
     """
 
     images: int
     distortion: float
-    rate: float
-    rate_bits: float
-    negative_elbo: float
-    negative_elbo_error: float
+    rate: float | None
+    rate_bits: float | None
+    negative_elbo: float | None
+    negative_elbo_error: float | None
     shuffled_gap: float
     active_units: int
     latent_dim: int
@@ -85,10 +91,16 @@ class Evaluation:
     nll_images: int = 0
     nll_bits_per_dim: float | None = None
     ess: float | None = None
+    rate_per_level: list[float] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+
+def parts(batch: Batch) -> tuple[Tensor, Sequence[int], Tensor | None]:
+    """Images, positions and context (None where there is none) of a batch."""
+    return batch if len(batch) == 3 else (*batch, None)
 
 
 @torch.no_grad()
@@ -105,23 +117,28 @@ def evaluate(
 
     Args:
         model: used in eval mode; left in the mode it was in.
-        batches: gives a fresh pass over the data: (images [B, C, H, W], positions) in order of position.
+        batches: gives a fresh pass over the data: (images [B, C, H, W], positions) in order of position, and for a
+            conditional model the context as a third.
         nll_samples: importance samples K per image; 0 leaves the NLL out.
         nll_images: NLL on the first so many images only; None for all.
         seed: of the noise.
         chunk: images decoded at a time for the NLL.
         progress: called with the stage's name and the number of images done.
     """
+    if not model.has_bound:
+        nll_samples = 0
     if nll_samples < 0 or (nll_images is not None and nll_images < 1):
         raise VlaeError(f"nll_samples must be 0 or more and nll_images 1 or more; got {nll_samples} and {nll_images}")
     with model.evaluating():
-        distortions, rates, codes = [], [], []
+        distortions, rates, codes, levels = [], [], [], []
         statistics = LatentStatistics()
-        for x, positions in batches():
-            bound = model.elbo(x, generator=keyed_generators(positions, seed))
-            statistics.add(bound.rate_per_dimension, model.prior().noise_of(model.encode(x).mean))
+        for x, positions, context in map(parts, batches()):
+            bound = model.elbo(x, generator=keyed_generators(positions, seed), context=context)
+            statistics.add(bound.rate_per_dimension, noise_means(model, x, context))
             distortions.append(bound.distortion.double().cpu())
             rates.append(bound.rate.double().cpu())
+            if isinstance(bound, LadderBound):
+                levels.append(bound.rate_per_level.double().cpu())
             codes.append(bound.z)
             progress("bound", len(x))
         if not distortions:
@@ -136,12 +153,16 @@ def evaluate(
             rate_bits=rate.mean().item() * BITS,
             negative_elbo=total.mean().item(),
             negative_elbo_error=standard_error(total),
-            shuffled_gap=(shuffled_distortion(model, batches(), torch.cat(codes)) - distortion).mean().item(),
+            shuffled_gap=(shuffled_distortion(model, batches(), joined(codes)) - distortion).mean().item(),
             active_units=statistics.active_units,
-            latent_dim=math.prod(model.latent_shape),
+            latent_dim=model.latent_size,
             bits_per_latent=statistics.bits_per_dimension.flatten().tolist(),
             bits_per_dim=None if per_value is None else total.mean().item() * per_value,
+            rate_per_level=torch.cat(levels).mean(0).tolist() if levels else [],
         )
+        if not model.has_bound:  # the zeros in the rate's place are none
+            result.rate = result.rate_bits = result.negative_elbo = result.negative_elbo_error = None
+            result.bits_per_dim, result.bits_per_latent = None, []
         if nll_samples:
             limit = count if nll_images is None else min(nll_images, count)
             nll, ess = importance_nll(model, batches(), nll_samples, limit, seed, chunk, progress)
@@ -152,14 +173,15 @@ def evaluate(
 
 
 @torch.no_grad()
-def shuffled_distortion(model: LatentVariableModel, batches: Iterable[Batch], codes: Tensor) -> Tensor:
+def shuffled_distortion(model: LatentVariableModel, batches: Iterable[Batch], codes: Latents) -> Tensor:
     """-log p(x_i | z_(i-1)) in nats, [N]: each image decoded with the code of the image before it in the data set.
 
     Far above the distortion where z is used; equal to it where the decoder ignores z.
     """
-    shuffled, start, result = codes.roll(1, dims=0), 0, []
-    for x, _ in batches:
-        result.append(-model.decode(shuffled[start : start + len(x)]).log_prob(x).double().cpu())
+    shuffled, start, result = each(lambda z: z.roll(1, dims=0), codes), 0, []
+    for x, _, context in map(parts, batches):
+        z = each(lambda z, start=start, stop=start + len(x): z[start:stop], shuffled)  # type: ignore[misc]
+        result.append(-model.decode(z, **given(context)).log_prob(x).double().cpu())
         start += len(x)
     return torch.cat(result)
 
@@ -178,11 +200,13 @@ def importance_nll(
     values: list[Tensor] = []
     sizes: list[Tensor] = []
     remaining = images
-    for x, positions in batches:
+    for x, positions, context in map(parts, batches):
         # Few images at a time: all their noise is drawn at once.
-        for part, keys in zip(x[:remaining].split(16), _split(list(positions)[:remaining], 16), strict=True):
+        for start in range(0, min(len(x), remaining), 16):
+            some = slice(start, min(start + 16, remaining))
+            part, keys, told = x[some], list(positions)[some], None if context is None else context[some]
             estimate = LogMeanExp()
-            for weights in model.log_weights(part, samples, keyed_generators(keys, seed, stream=1), chunk):
+            for weights in model.log_weights(part, samples, keyed_generators(keys, seed, stream=1), chunk, told):
                 estimate.add(weights)
             values.append(-estimate.value)
             sizes.append(estimate.effective_samples)
@@ -196,8 +220,3 @@ def importance_nll(
 def standard_error(values: Tensor) -> float:
     """Standard error of the mean of [N] values; 0 for a single one."""
     return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else 0.0
-
-
-def _split(items: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

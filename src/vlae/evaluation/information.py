@@ -7,8 +7,17 @@ import math
 import torch
 from torch import Tensor
 
+from vlae.models.base import LatentVariableModel
+from vlae.models.context import given
+
 BITS = 1 / math.log(2)  # nats times this are bits
 ACTIVE_VARIANCE = 0.01
+
+
+def noise_means(model: LatentVariableModel, x: Tensor, context: Tensor | None = None) -> Tensor:
+    """The posterior means of images x [B, C, H, W] as the prior's noise, shaped like `Bound.rate_per_dimension`."""
+    told = given(context)
+    return model.prior(**told).noise_of(model.encode(x, **told).mean)
 
 
 class LatentStatistics:

@@ -78,24 +78,30 @@ def print_table(result: Evaluation, title: str) -> None:
     for column in ("nats", "bits", "bits/dim", ""):
         table.add_column(column, justify="right" if column else "left")
 
-    def row(name: str, nats: float, note: str = "", per_dim: float | None = None) -> None:
-        table.add_row(name, f"{nats:.3f}", f"{nats * BITS:.2f}", "" if per_dim is None else f"{per_dim:.4f}", note)
+    bounded = result.rate is not None
 
-    row("distortion", result.distortion, "-log p(x|z)")
-    row("rate", result.rate, f"KL(q(z|x) || p(z)), {result.active_units} of {result.latent_dim} units active")
-    row(
-        "-ELBO",
-        result.negative_elbo,
-        f"± {result.negative_elbo_error:.3f}, {result.images} images",
-        result.bits_per_dim,
-    )
+    def row(name: str, nats: float, note: str = "", per_dim: float | None = None) -> None:
+        bits = f"{nats * BITS:.2f}" if bounded else ""
+        table.add_row(name, f"{nats:.3f}", bits, "" if per_dim is None else f"{per_dim:.4f}", note)
+
+    row("distortion", result.distortion, "-log p(x|z)" + ("" if bounded else f", {result.images} images"))
+    if result.rate is not None:
+        row("rate", result.rate, f"KL(q(z|x) || p(z)), {result.active_units} of {result.latent_dim} units active")
+    for level, rate in enumerate(result.rate_per_level, 1):
+        top = level == len(result.rate_per_level)
+        row(f"  of z_{level}", rate, "from N(0, I)" if top else f"from p(z_{level}|z_{level + 1})")
+    if result.negative_elbo is not None:
+        note = f"± {result.negative_elbo_error:.3f}, {result.images} images"
+        row("-ELBO", result.negative_elbo, note, result.bits_per_dim)
     if result.nll is not None:
         note = f"± {result.nll_error:.3f}, K = {result.nll_samples}, {result.nll_images} images, ESS {result.ess:.1f}"
         row("NLL", result.nll, note, result.nll_bits_per_dim)
     row("shuffled z costs", result.shuffled_gap, "distortion with another image's z, less the distortion")
     console = Console()
     console.print(table)
-    if result.bits_per_dim is None:
+    if not bounded:
+        console.print("a denoising autoencoder has no density of z: its distortion alone is given")
+    elif result.bits_per_dim is None:
         console.print("a density: nats of continuous data; bits/dim would need dequantised images")
 
 
@@ -109,10 +115,12 @@ def evaluate_dataset(
 ) -> Evaluation:
     """`evaluate` on a data set, with progress bars; the batch size does not change the result."""
     dtype = next(model.parameters()).dtype
+    model.context_of(dataset.labels, dataset.factors, dataset.name)
 
-    def batches() -> Iterator[tuple[Tensor, list[int]]]:
+    def batches() -> Iterator[tuple[Tensor, list[int], Tensor | None]]:
         for batch in Batches(dataset, min(batch_size, len(dataset))):
-            yield batch.images.to(dtype), batch.indices.tolist()
+            context = model.context_of(batch.labels, batch.factors)
+            yield batch.images.to(dtype), batch.indices.tolist(), context
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as bars:

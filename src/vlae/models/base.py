@@ -6,17 +6,19 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vlae.distributions.autoregressive import Autoregressive
-from vlae.distributions.likelihoods import Factorised, Likelihood
+from vlae.distributions.likelihoods import Factorised, Likelihood, make_likelihood
 from vlae.distributions.noise import Generators
-from vlae.distributions.posteriors import DiagonalGaussian, rate_per_dimension
-from vlae.distributions.priors import FlowPrior, StandardNormal
+from vlae.distributions.posteriors import rate_per_dimension
 from vlae.errors import VlaeError
+from vlae.models.context import Condition, given
 from vlae.models.encoders import ImageShape
+from vlae.models.latents import Latents, each
 from vlae.models.saving import Savable
 
 
@@ -27,14 +29,17 @@ class Bound:
     Attributes:
         distortion: -log p(x|z), z ~ q(z|x).
         rate: KL(q(z|x) || p(z)), analytic or its one-sample estimate log q(z|x) - log p(z), which may be negative.
-        rate_per_dimension: the share of each latent dimension, [B, *latent_shape]; sums to the rate.
+        rate_per_dimension: the share of each latent dimension, [B, *latent_shape] (a ladder's levels in one row);
+            sums to the rate.
         z: the sample, [B, *latent_shape].
+        penalty: what training adds to the loss besides, [B], such as a codebook's commitment; no part of the bound.
     """
 
     distortion: Tensor
     rate: Tensor
     rate_per_dimension: Tensor
-    z: Tensor
+    z: Latents
+    penalty: Tensor | None = None
 
     @property
     def elbo(self) -> Tensor:
@@ -47,63 +52,118 @@ class LatentVariableModel(Savable):
 
     Attributes:
         image_shape: (C, H, W).
-        latent_shape: the shape of z without the batch.
+        latent_shape: the shape of z without the batch; a ladder has one for each level.
         likelihood: what the decoder's numbers mean.
+        condition: what a conditional model is told about each image; None where it is told nothing. Conditional models
+            take `context=` in `encode`, `decode`, `prior`, and in all methods below that take images or make them.
+        has_bound: False for autoencoders without a density of z, whose distortion alone means something.
     """
 
     image_shape: ImageShape
-    latent_shape: tuple[int, ...]
+    latent_shape: tuple[Any, ...]
     likelihood: Likelihood
+    condition: Condition | None
+    has_bound: bool = True
 
-    def encode(self, x: Tensor) -> DiagonalGaussian:
-        """q(z|x) for images x [B, C, H, W] in [0, 1]."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.condition = None  # here, since a class attribute would hide the module of that name
+
+    def encode(self, x: Tensor) -> Any:
+        """q(z|x) for images x [B, C, H, W] in [0, 1]: rsample() [B, *latent_shape], log_prob(z) [B], mean."""
         raise NotImplementedError
 
-    def decode(self, z: Tensor, temperature: float = 1.0) -> Factorised | Autoregressive:
+    def decode(self, z: Any, temperature: float = 1.0) -> Factorised | Autoregressive:
         """p(x|z) for z [B, *latent_shape]; the temperature sharpens (< 1) each sub-pixel's distribution."""
         raise NotImplementedError
 
-    def prior(self) -> StandardNormal | FlowPrior:
-        """p(z)."""
+    def prior(self) -> Any:
+        """p(z): log_prob(z) [B], sample((n,), generator=, temperature=) [n, *latent_shape]."""
         raise NotImplementedError
+
+    def inference_parameters(self) -> list[nn.Parameter]:
+        """The parameters of q(z|x), as against those of p(x, z): what lagging inference trains more often."""
+        encoder: Any = getattr(self, "encoder", None)
+        return [] if encoder is None else list(encoder.parameters())
 
     def networks(self) -> list[nn.Module]:
         """The modules that hold nearly all the arithmetic, each called as a whole: what is worth compiling."""
         raise NotImplementedError
 
-    def initialise(self, x: Tensor) -> None:
+    def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
         """Sets what depends on data from one batch of images x [B, C, H, W], before training; most need nothing."""
 
-    def elbo(self, x: Tensor, analytic: bool = True, generator: Generators = None) -> Bound:
+    def elbo(
+        self,
+        x: Tensor,
+        analytic: bool = True,
+        generator: Generators = None,
+        context: Tensor | None = None,
+    ) -> Bound:
         """The bound on log p(x) of images x [B, C, H, W], with one z per image.
 
         Args:
             x: images in [0, 1], at the likelihood's levels.
             analytic: the rate in closed form where it exists; False takes the Monte Carlo estimate everywhere.
             generator: noise for z, one generator or one per image.
+            context: labels or attributes, of conditional models: the bound is then on log p(x|context).
         """
         self.check(x)
-        q, prior = self.encode(x), self.prior()
+        told = given(self.check_context(context, len(x)))
+        q, prior = self.encode(x, **told), self.prior(**told)
         z = q.rsample(generator=generator)
         rates = rate_per_dimension(q, prior, z, analytic)
-        return Bound(-self.decode(z).log_prob(x), rates.flatten(1).sum(1), rates, z)
+        return Bound(-self.decode(z, **told).log_prob(x), rates.flatten(1).sum(1), rates, z)
 
-    @torch.no_grad()
-    def log_weights(self, x: Tensor, samples: int, generator: Generators = None, chunk: int = 128) -> Iterator[Tensor]:
+    def importance_weights(
+        self,
+        x: Tensor,
+        samples: int,
+        generator: Generators = None,
+        chunk: int | None = None,
+        context: Tensor | None = None,
+    ) -> Iterator[Tensor]:
         """log w_k = log p(x|z_k) + log p(z_k) - log q(z_k|x), z_k ~ q(z|x), in chunks [k, B] that add up to `samples`.
 
-        The encoder runs once; about `chunk` images are decoded at a time. The noise is drawn at once, so that the
-        weights do not depend on the chunk.
+        With gradients through the samples. The encoder runs once; about `chunk` images are decoded at a time (None:
+        all). The noise is drawn at once, so that the weights do not depend on the chunk.
         """
         if samples < 1:
             raise VlaeError(f"samples must be at least 1; got {samples}")
         self.check(x)
-        q, prior = self.encode(x), self.prior()
-        for z in q.rsample((samples,), generator).split(max(1, chunk // max(1, len(x)))):
-            decoded = self.decode(z.flatten(0, 1)).log_prob(x.repeat(len(z), 1, 1, 1)).unflatten(0, z.shape[:2])
-            yield decoded + prior.log_prob(z) - q.log_prob(z)
+        context = self.check_context(context, len(x))
+        q, prior = self.encode(x, **given(context)), self.prior(**given(context))
+        z = q.rsample((samples,), generator)
+        log_q = q.log_prob(z)  # of all samples at once: a posterior need not invert what it has just drawn
+        size = samples if chunk is None else max(1, chunk // max(1, len(x)))
+        for start in range(0, samples, size):
+            stop = min(start + size, samples)
+            part = each(lambda t, start=start, stop=stop: t[start:stop], z)  # type: ignore[misc]
+            told = given(None if context is None else context.repeat(stop - start, *[1] * (context.ndim - 1)))
+            decoded = self.decode(each(lambda t: t.flatten(0, 1), part), **told)
+            log_p = decoded.log_prob(x.repeat(stop - start, 1, 1, 1)).unflatten(0, (stop - start, len(x)))
+            yield log_p + prior.log_prob(part) - log_q[start:stop]
 
-    def log_likelihood(self, x: Tensor, samples: int = 1000, generator: Generators = None, chunk: int = 128) -> Tensor:
+    def log_weights(
+        self,
+        x: Tensor,
+        samples: int,
+        generator: Generators = None,
+        chunk: int = 128,
+        context: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """`importance_weights` without gradients, about `chunk` images at a time."""
+        with torch.no_grad():
+            yield from self.importance_weights(x, samples, generator, chunk, context)
+
+    def log_likelihood(
+        self,
+        x: Tensor,
+        samples: int = 1000,
+        generator: Generators = None,
+        chunk: int = 128,
+        context: Tensor | None = None,
+    ) -> Tensor:
         """Importance-weighted lower bound on log p(x), log (1/K) sum_k w_k, in nats, [B] (Burda et al. 2016).
 
         The model is in eval mode inside, whatever mode it is in.
@@ -113,10 +173,13 @@ class LatentVariableModel(Savable):
             samples: K; the bound is tight as K grows.
             generator: noise for z, one generator or one per image.
             chunk: how many images to decode at a time: memory, not the result.
+            context: labels or attributes, of conditional models.
         """
+        if not self.has_bound:
+            raise VlaeError(f"a {type(self).__name__} has no density of z, so there is no likelihood to bound")
         total: Tensor | None = None
         with self.evaluating():
-            for weights in self.log_weights(x, samples, generator, chunk):
+            for weights in self.log_weights(x, samples, generator, chunk, context):
                 part = weights.logsumexp(0)
                 total = part if total is None else torch.logaddexp(total, part)
         assert total is not None
@@ -129,6 +192,7 @@ class LatentVariableModel(Savable):
         temperature: float = 1.0,
         pixel_temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        context: Tensor | None = None,
     ) -> Tensor:
         """Images x ~ p(x|z), z ~ p(z): [count, C, H, W] in [0, 1].
 
@@ -137,6 +201,7 @@ class LatentVariableModel(Savable):
             temperature: scales the prior's noise.
             pixel_temperature: sharpens each sub-pixel's distribution.
             generator: the source of all noise.
+            context: labels or attributes, of conditional models; one of them stands for all images.
         """
         if count < 1:
             raise VlaeError(f"count must be at least 1; got {count}")
@@ -144,17 +209,18 @@ class LatentVariableModel(Savable):
             raise VlaeError(
                 f"temperatures must be positive; got {temperature} (prior) and {pixel_temperature} (pixels)"
             )
+        told = given(self.check_context(context, count))
         with self.evaluating():
-            z = self.prior().sample((count,), generator=generator, temperature=temperature)
-            return self.decode(z, pixel_temperature).sample(generator=generator).clamp(0, 1)
+            z = self.prior(**told).sample((count,), generator=generator, temperature=temperature)
+            return self.decode(z, pixel_temperature, **told).sample(generator=generator).clamp(0, 1)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Deterministic reconstructions [B, C, H, W]: the posterior mean, decoded to the mean image or greedily."""
         self.check(x)
+        told = given(self.check_context(context, len(x)))
         with self.evaluating():
-            decoded = self.decode(self.encode(x).mean)
-            return decoded.mean if isinstance(decoded, Factorised) else decoded.mode
+            return self.decode(self.encode(x, **told).mean, **told).reconstruction
 
     def check(self, x: Tensor) -> None:
         """Refuses anything but images [B, *image_shape] with values that the likelihood gives mass to."""
@@ -169,6 +235,29 @@ class LatentVariableModel(Savable):
                 f"the images are {x.dtype} and the model is {parameter.dtype}: convert one of them with .to()"
             )
         self.likelihood.check(x)
+
+    def check_context(self, context: Tensor | None, count: int) -> Tensor | None:
+        """The context of `count` images; refuses a missing one, and any where the model takes none."""
+        if self.condition is not None:
+            return self.condition.check(context, count)
+        if context is not None:
+            raise VlaeError(f"this {type(self).__name__} takes no context: build it with classes= or attributes=")
+        return None
+
+    def context_of(self, labels: Tensor | None, factors: Tensor | None, name: str = "the data set") -> Tensor | None:
+        """What of a batch's labels and factors this model is told; None where it is told nothing."""
+        return None if self.condition is None else self.condition.of(labels, factors, name)
+
+    @property
+    def autoregressive(self) -> bool:
+        """Whether p(x|z) is autoregressive over the pixels, so that it has no mean image but can be drawn anew."""
+        return hasattr(getattr(self, "decoder", None), "receptive_field")
+
+    @property
+    def latent_size(self) -> int:
+        """How many numbers z has."""
+        nested = bool(self.latent_shape) and isinstance(self.latent_shape[0], tuple)
+        return sum(math.prod(shape) for shape in (self.latent_shape if nested else [self.latent_shape]))
 
     def check_latents(self, z: Tensor) -> None:
         """Refuses anything but latents [B, *latent_shape]."""
@@ -200,6 +289,22 @@ class LatentVariableModel(Savable):
         finally:
             for module, training in modes:  # one by one: parts may have been frozen in eval mode
                 module.training = training
+
+
+def likelihood_for(
+    image_shape: ImageShape, name: str, options: dict[str, Any] | None, autoregressive: bool = False
+) -> Likelihood:
+    """`make_likelihood` for images of that shape: tells a mixture with `channel_means` how many channels there are."""
+    options = dict(options or {})
+    if options.get("channel_means"):
+        if autoregressive:
+            raise VlaeError(
+                "channel_means is for factorised decoders: in an autoregressive one every parameter of a channel "
+                "depends on those before it anyway; leave it out"
+            )
+        if options.setdefault("channels", image_shape[0]) != image_shape[0]:
+            raise VlaeError(f"likelihood_options.channels is {options['channels']}, the images' is {image_shape[0]}")
+    return make_likelihood(name, **options)
 
 
 def check_sizes(image_shape: Sequence[int], latent_dim: int) -> ImageShape:

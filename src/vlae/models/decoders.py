@@ -1,4 +1,7 @@
-"""Decoder networks: latent vectors [B, in_features] to maps [B, channels, H, W], the encoders' mirrors."""
+"""Decoder networks: latent vectors [B, in_features] to maps [B, channels, H, W], the encoders' mirrors.
+
+With `maps`, from latent maps [B, in_features, h, w] at the resolution after the encoder's last stage.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from vlae.models.encoders import ConvEncoder, ImageShape, MLPEncoder, ResNetEncoder, sizes_of
-from vlae.nn.pixelcnn import GatedPixelCNN, PlainPixelCNN
+from vlae.nn.pixelcnn import Trunk
 from vlae.nn.receptive import ReceptiveField
 from vlae.nn.residual import ResidualBlock, upsample
 
@@ -35,7 +38,9 @@ class MLPDecoder(nn.Module):
 class ConvDecoder(nn.Module):
     """One transposed convolution, batch normalisation and ELU per width, then a 3x3 convolution."""
 
-    def __init__(self, in_features: int, image_shape: ImageShape, widths: Sequence[int] = (32, 64)):
+    def __init__(
+        self, in_features: int, image_shape: ImageShape, widths: Sequence[int] = (32, 64), maps: bool = False
+    ):
         super().__init__()
         sizes = sizes_of(image_shape, widths)
         channels = widths[-1]
@@ -43,9 +48,11 @@ class ConvDecoder(nn.Module):
             nn.Linear(in_features, channels * sizes[-1][0] * sizes[-1][1]),
             nn.Unflatten(1, (channels, *sizes[-1])),
         ]
-        for maps, size in zip(reversed(widths), reversed(sizes[:-1]), strict=True):
-            layers += [upsample(channels, maps, size), nn.BatchNorm2d(maps), nn.ELU()]
-            channels = maps
+        if maps:
+            layers = [nn.Conv2d(in_features, channels, 3, padding=1), nn.ELU()]
+        for wide, size in zip(reversed(widths), reversed(sizes[:-1]), strict=True):
+            layers += [upsample(channels, wide, size), nn.BatchNorm2d(wide), nn.ELU()]
+            channels = wide
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, image_shape[0], 3, padding=1))
 
     def forward(self, z: Tensor) -> Tensor:
@@ -62,16 +69,19 @@ class ResNetDecoder(nn.Module):
         image_shape: ImageShape,
         widths: Sequence[int] = (16, 32, 32),
         hidden: int = 450,
+        maps: bool = False,
     ):
         super().__init__()
         sizes = sizes_of(image_shape, widths)
         channels, (height, width) = widths[-1], sizes[-1]
-        self.head = nn.Sequential(
-            nn.Linear(in_features, hidden),
-            nn.ELU(),
-            nn.Linear(hidden, channels * height * width),
-            nn.Unflatten(1, (channels, height, width)),
-        )
+        self.head: nn.Module = nn.Conv2d(in_features, channels, 3, padding=1)
+        if not maps:
+            self.head = nn.Sequential(
+                nn.Linear(in_features, hidden),
+                nn.ELU(),
+                nn.Linear(hidden, channels * height * width),
+                nn.Unflatten(1, (channels, height, width)),
+            )
         # The encoder went widths[0] -> ... -> widths[-1]; the way back ends with widths[0] maps at full size.
         targets = [widths[max(i - 1, 0)] for i in range(len(widths))]
         blocks: list[nn.Module] = []
@@ -83,14 +93,15 @@ class ResNetDecoder(nn.Module):
         self.blocks = nn.Sequential(*blocks, nn.ELU(), nn.Conv2d(channels, image_shape[0], 3, padding=1))
 
     def forward(self, z: Tensor) -> Tensor:
-        """z: [B, in_features] -> [B, C, H, W]."""
+        """z: [B, in_features], or maps [B, in_features, h, w] -> [B, C, H, W]."""
         return self.blocks(self.head(z))
 
 
-ARCHITECTURES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
-    "mlp": (MLPEncoder, MLPDecoder),
-    "conv": (ConvEncoder, ConvDecoder),
-    "resnet": (ResNetEncoder, ResNetDecoder),
+# Encoder, its mirror, and the widths of the stages if none are given.
+ARCHITECTURES: dict[str, tuple[type[nn.Module], type[nn.Module], tuple[int, ...]]] = {
+    "mlp": (MLPEncoder, MLPDecoder, (400,)),
+    "conv": (ConvEncoder, ConvDecoder, (32, 64)),
+    "resnet": (ResNetEncoder, ResNetDecoder, (16, 32, 32)),
 }
 
 
@@ -98,11 +109,11 @@ class AutoregressiveDecoder(nn.Module):
     """z to context maps at full resolution, and the PixelCNN that reads them beside the image.
 
     Args:
-        features: [B, latent_dim] -> context [B, F, H, W].
+        features: z -> context [B, F, H, W].
         pixels: (x, context) -> parameters [B, C, P, H, W]; has a `receptive_field`.
     """
 
-    def __init__(self, features: nn.Module, pixels: GatedPixelCNN | PlainPixelCNN):
+    def __init__(self, features: nn.Module, pixels: Trunk):
         super().__init__()
         self.features, self.pixels = features, pixels
 
@@ -112,5 +123,5 @@ class AutoregressiveDecoder(nn.Module):
         return self.pixels.receptive_field
 
     def forward(self, z: Tensor) -> Tensor:
-        """z: [B, latent_dim] -> context [B, F, H, W]."""
+        """z, a vector or maps -> context [B, F, H, W]."""
         return self.features(z)

@@ -1,4 +1,5 @@
-"""Encoders: images [B, C, H, W] to feature vectors [B, out_features], at any size."""
+"""Encoders: images [B, C, H, W] to feature vectors [B, out_features], at any size; with `maps`, to feature maps
+[B, out_features, h, w] at the resolution after the last stage."""
 
 from __future__ import annotations
 
@@ -51,18 +52,21 @@ class MLPEncoder(nn.Module):
 class ConvEncoder(nn.Module):
     """One strided convolution, batch normalisation and ELU per width."""
 
-    def __init__(self, image_shape: ImageShape, out_features: int, widths: Sequence[int] = (32, 64)):
+    def __init__(
+        self, image_shape: ImageShape, out_features: int, widths: Sequence[int] = (32, 64), maps: bool = False
+    ):
         super().__init__()
         layers: list[nn.Module] = []
         channels = image_shape[0]
         height, width = sizes_of(image_shape, widths)[-1]
-        for maps in widths:
-            layers += [downsample(channels, maps), nn.BatchNorm2d(maps), nn.ELU()]
-            channels = maps
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, out_features))
+        for wide in widths:
+            layers += [downsample(channels, wide), nn.BatchNorm2d(wide), nn.ELU()]
+            channels = wide
+        flat = [nn.Flatten(), nn.Linear(channels * height * width, out_features)]
+        self.layers = nn.Sequential(*layers, *([nn.Conv2d(channels, out_features, 1)] if maps else flat))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W] in [0, 1] -> [B, out_features]."""
+        """x: [B, C, H, W] in [0, 1] -> [B, out_features], or maps [B, out_features, h, w]."""
         return self.layers(2 * x - 1)
 
 
@@ -70,7 +74,7 @@ class ResNetEncoder(nn.Module):
     """The residual encoder of Kingma et al. 2016 (arXiv 1606.04934), which the paper uses, without normalisation.
 
     One stride-2 residual block per width with a stride-1 block between them, then a fully connected layer. With the
-    default widths and hidden=450 it is the paper's encoder for binary images.
+    default widths and hidden=450 it is the paper's encoder for binary images. With `maps` there is no such layer.
     """
 
     def __init__(
@@ -79,21 +83,24 @@ class ResNetEncoder(nn.Module):
         out_features: int,
         widths: Sequence[int] = (16, 32, 32),
         hidden: int = 450,
+        maps: bool = False,
     ):
         super().__init__()
         channels = image_shape[0]
         height, width = sizes_of(image_shape, widths)[-1]
         blocks: list[nn.Module] = []
-        for index, maps in enumerate(widths):
+        for index, wide in enumerate(widths):
             if index:
                 blocks.append(ResidualBlock.same(channels))
-            blocks.append(ResidualBlock.down(channels, maps))
-            channels = maps
-        self.blocks = nn.Sequential(*blocks, nn.ELU(), nn.Flatten())
-        self.head = nn.Sequential(
-            nn.Linear(channels * height * width, hidden), nn.ELU(), nn.Linear(hidden, out_features)
-        )
+            blocks.append(ResidualBlock.down(channels, wide))
+            channels = wide
+        self.blocks = nn.Sequential(*blocks, nn.ELU(), *([] if maps else [nn.Flatten()]))
+        self.head: nn.Module = nn.Conv2d(channels, out_features, 1)
+        if not maps:
+            self.head = nn.Sequential(
+                nn.Linear(channels * height * width, hidden), nn.ELU(), nn.Linear(hidden, out_features)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W] in [0, 1] -> [B, out_features]."""
+        """x: [B, C, H, W] in [0, 1] -> [B, out_features], or maps [B, out_features, h, w]."""
         return self.head(self.blocks(2 * x - 1))

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vlae.distributions.autoregressive import Autoregressive
-from vlae.distributions.likelihoods import make_likelihood
 from vlae.distributions.noise import Generators
 from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.distributions.priors import StandardNormal, StandardNormalPrior
 from vlae.errors import VlaeError, require_positive
-from vlae.models.base import LatentVariableModel, check_sizes
+from vlae.models.base import LatentVariableModel, check_sizes, likelihood_for
 from vlae.nn.pixelcnn import make_trunk
 
 
@@ -29,14 +27,17 @@ class PixelCNN(LatentVariableModel):
         image_shape: (C, H, W), any size.
         decoder_layers: layers after the type-A input convolution.
         kernel_size: odd; the window reaches (decoder_layers + 1) * (kernel_size // 2) pixels.
-        stacks: "two" (gated, no blind spot), "slanted" (the same with a window that leans) or "plain" (single stack).
-        likelihood: "bernoulli", "categorical", "logistic_mixture" (PixelCNN++) or "gaussian".
+        stacks: "two" (gated, no blind spot), "slanted" (the same with a window that leans), "plain" (single stack),
+            "row_lstm" (PixelRNN) or "attention" (a local Transformer).
+        likelihood: "bernoulli", "categorical", "logistic_mixture" (PixelCNN++) or a density; as of `VAE`.
         likelihood_options: `levels` of a categorical or a mixture, its `components`; `sigma` of a Gaussian.
         channels: maps of each layer.
         pointwise_blocks: 1x1 residual blocks between the masked layers (plain stack).
         tied: the plain stack's type-B convolutions share their weights.
+        trunk_options: `memory` of a row LSTM, `heads` of a Transformer.
 
     Example:
+        >>> import torch
         >>> model = PixelCNN(image_shape=(1, 8, 8), decoder_layers=1)
         >>> bound = model.elbo(torch.zeros(3, 1, 8, 8))
         >>> bound.rate
@@ -56,22 +57,23 @@ class PixelCNN(LatentVariableModel):
         channels: int = 32,
         pointwise_blocks: int = 0,
         tied: bool = False,
+        trunk_options: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.image_shape = check_sizes(image_shape, latent_dim=1)  # of a z that there is not
         require_positive("channels", channels)
         self.latent_shape = (0,)
-        self.likelihood = make_likelihood(likelihood, **(likelihood_options or {}))
+        self.likelihood = likelihood_for(self.image_shape, likelihood, likelihood_options, autoregressive=True)
         self.prior_module = StandardNormalPrior(0)
         self.decoder = make_trunk(
             stacks,
-            pointwise_blocks,
-            tied,
+            **{"pointwise_blocks": pointwise_blocks, "tied": tied, **(trunk_options or {})},
             image_channels=self.image_shape[0],
             parameters=self.likelihood.parameters_per_value,
             layers=decoder_layers,
             kernel_size=kernel_size,
             channels=channels,
+            image_height=self.image_shape[1],
         )
 
     def distribution(self, batch: int, temperature: float = 1.0) -> Autoregressive:
@@ -102,9 +104,16 @@ class PixelCNN(LatentVariableModel):
         """The PixelCNN."""
         return [self.decoder]
 
-    @torch.no_grad()
-    def log_weights(self, x: Tensor, samples: int, generator: Generators = None, chunk: int = 128) -> Iterator[Tensor]:
+    def importance_weights(
+        self,
+        x: Tensor,
+        samples: int,
+        generator: Generators = None,
+        chunk: int | None = None,
+        context: Tensor | None = None,
+    ) -> Iterator[Tensor]:
         """log p(x), [samples, B]: without z all samples weigh the same, so that one pass is enough."""
         if samples < 1:
             raise VlaeError(f"samples must be at least 1; got {samples}")
+        self.check_context(context, len(x))
         yield self.log_prob(x).expand(samples, -1)

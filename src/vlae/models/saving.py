@@ -49,6 +49,9 @@ class Savable(nn.Module):
                 bound = inspect.signature(construct).bind(self, *args, **kwargs)
                 bound.apply_defaults()
                 arguments = dict(list(bound.arguments.items())[1:])
+                for name, parameter in inspect.signature(construct).parameters.items():
+                    if parameter.kind is parameter.VAR_KEYWORD:  # arguments of a base class
+                        arguments.update(arguments.pop(name, {}))
                 construct(self, *args, **kwargs)
                 self.config = json.loads(json.dumps(arguments))
                 self.metadata = {}
@@ -56,6 +59,17 @@ class Savable(nn.Module):
                 construct(self, *args, **kwargs)
 
         cls.__init__ = recording  # type: ignore[method-assign, assignment]
+
+    @classmethod
+    def argument_names(cls) -> list[str]:
+        """The names of the constructor's arguments, those that it hands on to its base class among them."""
+        names: list[str] = []
+        for base in cls.__mro__:  # from here up to the first that hands nothing on
+            parameters = list(inspect.signature(base).parameters.values())
+            names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                break
+        return list(dict.fromkeys(names))
 
     def save_pretrained(self, path: str | os.PathLike[str], card: str | None = None) -> Path:
         """Writes the model to the directory `path`, replacing a model that is there; returns the path.
@@ -172,4 +186,6 @@ def load(path_or_name: str | os.PathLike[str]) -> LatentVariableModel:
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])  # PyTorch's second line is the reason
         raise VlaeError(f"{path} does not fit {kind} of this version of vlae: {reason}") from None
     model.metadata = metadata
+    # As saved, without arguments that this version has added: they keep the model's fingerprint in compressed files.
+    model.config = arguments
     return model.eval()

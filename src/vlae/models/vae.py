@@ -1,83 +1,127 @@
-"""The VAE with a factorised decoder, and the Variational Lossy Autoencoder."""
+"""The VAE with a factorised decoder, also conditional, and the Variational Lossy Autoencoder."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vlae.distributions.autoregressive import Autoregressive
-from vlae.distributions.likelihoods import Factorised, make_likelihood
-from vlae.distributions.posteriors import DiagonalGaussian, soft_bounded_log
-from vlae.distributions.priors import AutoregressiveFlowPrior, FlowPrior, StandardNormal, StandardNormalPrior
+from vlae.distributions.likelihoods import Factorised
+from vlae.distributions.posteriors import make_posterior
+from vlae.distributions.priors import VampPrior, make_prior
 from vlae.errors import VlaeError, require_positive
-from vlae.models.base import LatentVariableModel, check_sizes
+from vlae.models.base import LatentVariableModel, check_sizes, likelihood_for
+from vlae.models.context import Condition, ContextPlane
 from vlae.models.decoders import ARCHITECTURES, AutoregressiveDecoder, ResNetDecoder
-from vlae.models.encoders import ResNetEncoder
+from vlae.models.encoders import ImageShape, ResNetEncoder, sizes_of
+from vlae.models.textbook import Textbook
 from vlae.nn.pixelcnn import make_trunk
+from vlae.nn.spectralnorm import apply_spectral_norm
 from vlae.nn.weightnorm import apply_weight_norm, data_dependent_init
 
 
-class VAEOutput(NamedTuple):
-    """What `VAE.forward` gives: images like the input, and the posterior's mean, log-variance and a sample [B, D]."""
-
-    reconstruction: Tensor
-    mu: Tensor
-    log_var: Tensor
-    z: Tensor
-
-
-class VAELoss(NamedTuple):
-    """What `VAE.compute_loss` gives: scalars in nats per image, averaged over the batch."""
-
-    loss: Tensor
-    reconstruction_loss: Tensor
-    kl_loss: Tensor
-
-
-class VectorLatentModel(LatentVariableModel):
-    """A model with a vector z, a diagonal Gaussian posterior, and a standard normal or autoregressive flow prior."""
+class SingleLevelModel(LatentVariableModel):
+    """A model with one code z, a vector or maps, whose posterior, prior and context are chosen by name."""
 
     encoder: nn.Module
-    prior_module: Callable[[], StandardNormal | FlowPrior]
 
     def _set_latent(
-        self, latent_dim: int, flow_steps: int, flow_order: str, flow_affine: bool, flow_hidden: Sequence[int]
+        self,
+        latent_shape: tuple[int, ...],
+        posterior: str,
+        posterior_options: dict[str, Any] | None,
+        prior: str,
+        prior_options: dict[str, Any] | None,
+        flow: dict[str, Any],
     ) -> None:
-        if flow_steps < 0:
-            raise VlaeError(f"flow_steps must be 0 (standard normal prior) or more; got {flow_steps}")
-        if flow_order not in ("reversed", "same"):
-            raise VlaeError(f"flow_order must be 'reversed' or 'same'; got {flow_order!r}")
-        self.latent_shape = (latent_dim,)
-        self.prior_module = (
-            AutoregressiveFlowPrior(latent_dim, flow_steps, flow_hidden, flow_affine, flow_order)
-            if flow_steps
-            else StandardNormalPrior(latent_dim)
-        )
+        """Makes posterior and prior. `flow` holds the arguments flow_steps, ... of the prior "flow"."""
+        self.latent_shape = latent_shape
+        self.posterior_module = make_posterior(posterior, latent_shape, **(posterior_options or {}))
+        if flow["steps"] < 0:
+            raise VlaeError(f"flow_steps must be 0 (standard normal prior) or more; got {flow['steps']}")
+        if flow["order"] not in ("reversed", "same"):
+            raise VlaeError(f"flow_order must be 'reversed' or 'same'; got {flow['order']!r}")
+        options = dict(prior_options or {})
+        if prior == "flow" and not flow["steps"]:
+            prior = "normal"
+        elif prior == "flow" and len(latent_shape) == 3:
+            prior, options = "map_flow", {**{key: flow[key] for key in ("steps", "order", "affine")}, **options}
+        elif prior == "flow":
+            options = {**flow, **options}
+        elif prior == "vamp":
+            options["image_shape"] = self.image_shape
+        self.prior_module = make_prior(prior, latent_shape, **options)
 
-    def encode(self, x: Tensor) -> DiagonalGaussian:
-        """q(z|x), one diagonal Gaussian per image x [B, C, H, W]."""
-        mean, s = self.encoder(x).to(x.dtype).chunk(2, dim=1)
-        return DiagonalGaussian(mean, soft_bounded_log(s))
+    def _set_condition(self, classes: int, attributes: int, context_features: int) -> tuple[int, ImageShape]:
+        """Makes the condition, if there is one; how many numbers it adds to z, and the encoder's image shape."""
+        channels, height, width = self.image_shape
+        if not classes and not attributes:
+            return 0, self.image_shape
+        if self.prior_module.needs_encoder:
+            raise VlaeError("a VampPrior's pseudo-inputs have no context: choose another prior for a conditional model")
+        self.condition = Condition(classes, attributes, context_features)
+        self.context_plane = ContextPlane(context_features, height, width)
+        return context_features, (channels + 1, height, width)
 
-    def prior(self) -> StandardNormal | FlowPrior:
-        """p(z): standard normal, or the autoregressive flow."""
-        return self.prior_module()
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Any:
+        """q(z|x) of images x [B, C, H, W]: a Gaussian, or an inverse autoregressive flow."""
+        if self.condition is not None:
+            x = self.context_plane(x, self.condition(self.check_context(context, len(x))))
+        return self.posterior_module(self.encoder(x).to(x.dtype))
+
+    def prior(self, context: Tensor | None = None) -> Any:
+        """p(z), which no context changes."""
+        return self.prior_module(self.encode) if self.prior_module.needs_encoder else self.prior_module()
+
+    def latents_with_context(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """What the decoder reads: z, and in conditional models the embedding of the context beside it."""
+        self.check_latents(z)
+        if self.condition is None:
+            self.check_context(context, len(z))
+            return z
+        embedding = self.condition(self.check_context(context, len(z))).to(z.dtype)
+        if z.ndim == 4:
+            embedding = embedding[:, :, None, None].expand(-1, -1, *z.shape[2:])
+        return torch.cat([z, embedding], 1)
+
+    def inference_parameters(self) -> list[nn.Parameter]:
+        """The encoder's and the posterior's; a VampPrior shares them."""
+        plane = [] if self.condition is None else list(self.context_plane.parameters())
+        return [*self.encoder.parameters(), *self.posterior_module.parameters(), *plane]
+
+    def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Standardises attributes by one batch's; a VampPrior's pseudo-inputs start at its images."""
+        if self.condition is not None and context is not None:
+            self.condition.initialise(context)
+        if isinstance(self.prior_module, VampPrior):
+            self.prior_module.initialise(x)
 
 
-class VAE(VectorLatentModel):
+class VAE(SingleLevelModel, Textbook):
     """The classic VAE (Kingma and Welling 2014): p(x|z) factorises over the pixels.
 
     Args:
         image_shape: (C, H, W), any size.
         latent_dim: dimensions of z.
         architecture: "mlp", "conv" or "resnet", of the encoder and its mirror, the decoder.
-        likelihood: "bernoulli" (binary pixels), "categorical", "logistic_mixture" (PixelCNN++) or "gaussian" (density).
-        likelihood_options: `levels` of a categorical or a mixture, its `components`; `sigma` of a Gaussian (or None:
-            learned).
+        likelihood: binary pixels: "bernoulli"; levels: "categorical", "logistic_mixture" (PixelCNN++); densities:
+            "continuous_bernoulli", "gaussian", "laplace", "charbonnier".
+        likelihood_options: `levels` of a categorical or a mixture, its `components` and `channel_means`; `sigma` of a
+            Gaussian; see `vlae.distributions.make_likelihood`.
         widths: hidden units (mlp) or maps (conv, resnet) per stage; None takes the architecture's default.
+        latent_maps: z is so many maps at the resolution after the last stage (conv, resnet), instead of a vector of
+            latent_dim numbers; 0 is the vector.
+        posterior: "gaussian" or "iaf" (inverse autoregressive flow).
+        posterior_options: of `vlae.distributions.make_posterior`, such as `mean_norm` against collapse.
+        prior: "flow" (autoregressive; over maps too), "spline", "autoregressive_mixture", "mixture", "vamp", "delta".
+        prior_options: of `vlae.distributions.make_prior`.
+        classes: how many labels the model is conditional on; 0: none.
+        attributes: or how many attributes (the data set's factors).
+        context_features: size of their embedding.
+        spectral_norm: spectral normalisation of the decoder.
         flow_steps: autoregressive-flow steps of the prior; 0 is the standard normal.
         flow_order: "reversed" between steps, or "same".
         flow_affine: shift and scale, or shift only.
@@ -105,92 +149,87 @@ class VAE(VectorLatentModel):
         flow_affine: bool = True,
         flow_hidden: tuple[int, ...] = (256, 256),
         beta: float = 1.0,
+        latent_maps: int = 0,
+        posterior: str = "gaussian",
+        posterior_options: dict[str, Any] | None = None,
+        prior: str = "flow",
+        prior_options: dict[str, Any] | None = None,
+        classes: int = 0,
+        attributes: int = 0,
+        context_features: int = 32,
+        spectral_norm: bool = False,
     ):
         super().__init__()
         self.image_shape = check_sizes(image_shape, latent_dim)
         if architecture not in ARCHITECTURES:
             raise VlaeError(f"unknown architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
-        self.likelihood = make_likelihood(likelihood, **(likelihood_options or {}))
-        self._set_latent(latent_dim, flow_steps, flow_order, flow_affine, flow_hidden)
+        self.likelihood = likelihood_for(self.image_shape, likelihood, likelihood_options)
+        encoder, decoder, default_widths = ARCHITECTURES[architecture]
+        widths = list(default_widths) if widths is None else widths
+        if latent_maps and architecture == "mlp":
+            raise VlaeError("latent_maps need architecture 'conv' or 'resnet': an mlp has no maps")
+        latent_shape = latent_shape_of(self.image_shape, latent_dim, latent_maps, widths)
+        flow = {"steps": flow_steps, "hidden": flow_hidden, "affine": flow_affine, "order": flow_order}
+        self._set_latent(latent_shape, posterior, posterior_options, prior, prior_options, flow)
+        added, seen_shape = self._set_condition(classes, attributes, context_features)
         self.beta = beta
         channels, height, width = self.image_shape
-        encoder, decoder = ARCHITECTURES[architecture]
-        options = {} if widths is None else {"widths": widths}
         parameters = channels * self.likelihood.parameters_per_value
-        self.encoder = encoder(self.image_shape, 2 * latent_dim, **options)
-        self.decoder = decoder(latent_dim, (parameters, height, width), **options)
+        maps = {"maps": True} if latent_maps else {}
+        self.encoder = encoder(seen_shape, self.posterior_module.features_needed, widths, **maps)
+        self.decoder = decoder(latent_shape[0] + added, (parameters, height, width), widths, **maps)
+        if spectral_norm:
+            apply_spectral_norm(self.decoder)
 
-    def decode(self, z: Tensor, temperature: float = 1.0) -> Factorised:
-        """p(x|z) for z [B, latent_dim]: has `.mean` and `.mode`."""
-        self.check_latents(z)
-        parameters = self.decoder(z).to(z.dtype).unflatten(1, (self.image_shape[0], -1))
-        return Factorised(self.likelihood, parameters, temperature)
+    def decode(self, z: Tensor, temperature: float = 1.0, context: Tensor | None = None) -> Factorised:
+        """p(x|z) for z [B, *latent_shape]: has `.mean` and `.mode`."""
+        parameters = self.decoder(self.latents_with_context(z, context)).to(z.dtype)
+        return Factorised(self.likelihood, parameters.unflatten(1, (self.image_shape[0], -1)), temperature)
 
     def networks(self) -> list[nn.Module]:
         """Encoder and decoder."""
         return [self.encoder, self.decoder]
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> VAE:
-        """Builds the VAE of a textbook from its usual names.
 
-        Keys: `architecture` ("mlp" or "conv"), `latent_dim`, `beta`, `likelihood`; for "mlp" `input_dim` (a square
-        number of pixels, or any: then one row) and `hidden_dim` or `hidden_dims`; for "conv" `in_channels`,
-        `hidden_dims` and `image_size` (an integer or [H, W]; 28 for one channel and 32 for more if not given).
+class ConditionalVAE(VAE):
+    """The VAE of p(x|c), c a label or a vector of attributes of each image (Sohn et al. 2015): `VAE` with c required.
 
-        Example:
-            >>> model = VAE.from_config({"architecture": "mlp", "input_dim": 784, "hidden_dim": 400, "latent_dim": 20})
-            >>> import torch
-            >>> model(torch.zeros(2, 784)).reconstruction.shape
-            torch.Size([2, 784])
-        """
-        given = dict(config)
-        architecture = given.pop("architecture", "mlp")
-        options: dict[str, Any] = {
-            key: given.pop(key) for key in ("latent_dim", "beta", "likelihood", "likelihood_options") if key in given
-        }
-        if "hidden_dim" in given and "hidden_dims" in given:
-            raise VlaeError("give hidden_dim (one layer) or hidden_dims (several), not both")
-        if "hidden_dim" in given:
-            options["widths"] = [given.pop("hidden_dim")]
-        if "hidden_dims" in given:
-            options["widths"] = list(given.pop("hidden_dims"))
-        if architecture == "mlp":
-            pixels = given.pop("input_dim", 784)
-            require_positive("input_dim", pixels)
-            side = math.isqrt(pixels)
-            shape = (1, side, side) if side * side == pixels else (1, 1, pixels)
-        elif architecture == "conv":
-            channels = given.pop("in_channels", 1)
-            size = given.pop("image_size", 28 if channels == 1 else 32)
-            shape = (channels, size, size) if isinstance(size, int) else (channels, *size)
-        else:
-            raise VlaeError(f"architecture must be 'mlp' or 'conv'; got {architecture!r}")
-        if given:
-            raise VlaeError(f"unknown key {next(iter(given))!r} for architecture {architecture!r}; see VAE.from_config")
-        return cls(shape, architecture=architecture, **options)
+    `context=` is given to every method that takes or makes images: int64 labels [B], or attributes [B, attributes].
 
-    def forward(self, x: Tensor) -> VAEOutput:
-        """x [B, C, H, W], or flattened [B, C * H * W] -> the mean reconstruction in x's shape, mu, log_var and z."""
-        images = self._unflatten(x)
-        self.check(images)
-        q = self.encode(images)
-        z = q.rsample()
-        return VAEOutput(self.decode(z).mean.reshape(x.shape), q.mean, 2 * q.log_stddev, z)
+    Args:
+        image_shape: (C, H, W), any size.
+        classes: how many labels there are; or
+        attributes: how many attributes each image has (the data set's factors).
+        **options: as of `VAE`.
 
-    def _unflatten(self, x: Tensor) -> Tensor:
-        """Flattened images [B, C * H * W] back to [B, C, H, W]; any other shape is left for `check` to judge."""
-        flat = isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == math.prod(self.image_shape)
-        return x.reshape(-1, *self.image_shape) if flat else x
+    Example:
+        >>> model = ConditionalVAE(image_shape=(1, 8, 8), classes=10, latent_dim=4)
+        >>> model.sample(2, context=torch.tensor([3, 7])).shape
+        torch.Size([2, 1, 8, 8])
+    """
 
-    def compute_loss(self, x: Tensor, beta: float | None = None) -> VAELoss:
-        """distortion + beta * rate, nats per image averaged over the batch; `beta=None` takes the model's own."""
-        bound = self.elbo(self._unflatten(x))
-        distortion, rate = bound.distortion.mean(), bound.rate.mean()
-        return VAELoss(distortion + (self.beta if beta is None else beta) * rate, distortion, rate)
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        classes: int = 0,
+        attributes: int = 0,
+        **options: Any,
+    ):
+        if not classes and not attributes:
+            raise VlaeError("a conditional VAE needs classes (how many labels) or attributes (how many per image)")
+        super().__init__(image_shape, classes=classes, attributes=attributes, **options)
 
 
-class VLAE(VectorLatentModel):
+def latent_shape_of(
+    image_shape: ImageShape, latent_dim: int, latent_maps: int, widths: Sequence[int]
+) -> tuple[int, ...]:
+    """(latent_dim,), or (latent_maps, h, w) at the resolution after as many stride-2 stages as there are widths."""
+    if not isinstance(latent_maps, int) or latent_maps < 0:
+        raise VlaeError(f"latent_maps must be 0 (z is a vector) or how many maps z has; got {latent_maps}")
+    return (latent_maps, *sizes_of(image_shape, widths)[-1]) if latent_maps else (latent_dim,)
+
+
+class VLAE(SingleLevelModel):
     """The Variational Lossy Autoencoder (Chen et al. 2017, arXiv 1611.02731).
 
     A ResNet encoder, an autoregressive-flow prior, and a PixelCNN decoder whose receptive field is restricted, so that
@@ -205,10 +244,21 @@ class VLAE(VectorLatentModel):
         flow_order: "reversed" between steps (the paper's), or "same" (the prior can then be scanned and coded).
         flow_affine: shift and scale, or shift only ("mean-only", the paper's).
         flow_hidden: hidden widths of each flow step.
-        stacks: "two" (gated, no blind spot), "slanted" (the same with a window that leans, so that sampling takes
-            W + 2 (H - 1) steps at any depth) or "plain" (the paper's single stack).
-        likelihood: "bernoulli", "categorical", "logistic_mixture" (PixelCNN++) or "gaussian".
+        stacks: the decoder: a PixelCNN, "two" (gated, no blind spot), "slanted" (the same with a window that leans, so
+            that sampling takes W + 2 (H - 1) steps at any depth) or "plain" (the paper's single stack); or "row_lstm"
+            (PixelRNN), or "attention" (a local Transformer).
+        trunk_options: of the decoder: `memory` of a row LSTM, `heads` of a Transformer.
+        likelihood: "bernoulli", "categorical", "logistic_mixture" (PixelCNN++) or a density; as of `VAE`.
         likelihood_options: `levels` of a categorical or a mixture, its `components`; `sigma` of a Gaussian.
+        latent_maps: z is so many maps at the resolution after the last stage, instead of a vector of latent_dim
+            numbers; 0 is the vector.
+        posterior: "gaussian" or "iaf" (inverse autoregressive flow).
+        posterior_options: of `vlae.distributions.make_posterior`, such as `mean_norm` against collapse.
+        prior: "flow" (autoregressive; over maps too), "spline", "autoregressive_mixture", "mixture", "vamp", "delta".
+        prior_options: of `vlae.distributions.make_prior`.
+        classes: how many labels the model is conditional on; 0: none.
+        attributes: or how many attributes (the data set's factors).
+        context_features: size of their embedding.
         channels: maps of the PixelCNN.
         context_channels: maps at full resolution that z is decoded to.
         conditioning: "bias" (z enters every PixelCNN layer) or "input" (concatenated with x, the paper's).
@@ -249,18 +299,29 @@ class VLAE(VectorLatentModel):
         pointwise_blocks: int = 0,
         tied: bool = False,
         weight_norm: bool = False,
+        trunk_options: dict[str, Any] | None = None,
+        latent_maps: int = 0,
+        posterior: str = "gaussian",
+        posterior_options: dict[str, Any] | None = None,
+        prior: str = "flow",
+        prior_options: dict[str, Any] | None = None,
+        classes: int = 0,
+        attributes: int = 0,
+        context_features: int = 32,
     ):
         super().__init__()
         self.image_shape = check_sizes(image_shape, latent_dim)
-        self.likelihood = make_likelihood(likelihood, **(likelihood_options or {}))
-        self._set_latent(latent_dim, flow_steps, flow_order, flow_affine, flow_hidden)
+        self.likelihood = likelihood_for(self.image_shape, likelihood, likelihood_options, autoregressive=True)
+        latent_shape = latent_shape_of(self.image_shape, latent_dim, latent_maps, encoder_widths)
+        flow = {"steps": flow_steps, "hidden": flow_hidden, "affine": flow_affine, "order": flow_order}
+        self._set_latent(latent_shape, posterior, posterior_options, prior, prior_options, flow)
+        added, seen_shape = self._set_condition(classes, attributes, context_features)
         require_positive("context_channels", context_channels)
         require_positive("encoder_hidden", encoder_hidden)
         image_channels, height, width = self.image_shape
         pixels = make_trunk(
             stacks,
-            pointwise_blocks,
-            tied,
+            **{"pointwise_blocks": pointwise_blocks, "tied": tied, **(trunk_options or {})},
             image_channels=image_channels,
             parameters=self.likelihood.parameters_per_value,
             layers=decoder_layers,
@@ -268,25 +329,28 @@ class VLAE(VectorLatentModel):
             channels=channels,
             context_channels=context_channels,
             conditioning=conditioning,
+            image_height=height,
         )
-        self.encoder = ResNetEncoder(self.image_shape, 2 * latent_dim, encoder_widths, encoder_hidden)
-        features = ResNetDecoder(latent_dim, (context_channels, height, width), encoder_widths, encoder_hidden)
+        size: dict[str, Any] = {"widths": encoder_widths, "hidden": encoder_hidden, "maps": bool(latent_maps)}
+        self.encoder = ResNetEncoder(seen_shape, self.posterior_module.features_needed, **size)
+        features = ResNetDecoder(latent_shape[0] + added, (context_channels, height, width), **size)
         self.decoder = AutoregressiveDecoder(features, pixels)
         self.weight_norm = weight_norm
         if weight_norm:
             apply_weight_norm(self.encoder)
             apply_weight_norm(self.decoder)
 
-    def decode(self, z: Tensor, temperature: float = 1.0) -> Autoregressive:
-        """p(x|z) for z [B, latent_dim]: has `.mode` and `scan()`, but no closed-form mean."""
-        self.check_latents(z)
-        return Autoregressive(self.decoder.pixels, self.likelihood, self.decoder(z), self.image_shape, temperature)
+    def decode(self, z: Tensor, temperature: float = 1.0, context: Tensor | None = None) -> Autoregressive:
+        """p(x|z) for z [B, *latent_shape]: has `.mode` and `scan()`, but no closed-form mean."""
+        maps = self.decoder(self.latents_with_context(z, context))
+        return Autoregressive(self.decoder.pixels, self.likelihood, maps, self.image_shape, temperature)
 
     def networks(self) -> list[nn.Module]:
         """Encoder, the maps that z is decoded to, and the PixelCNN."""
         return [self.encoder, self.decoder.features, self.decoder.pixels]
 
-    def initialise(self, x: Tensor) -> None:
-        """Sets weight-normalised layers from one batch of images x [B, C, H, W]; without weight norm, does nothing."""
+    def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Sets attributes' scales, and weight-normalised layers, from one batch of images x [B, C, H, W]."""
+        super().initialise(x, context)
         if self.weight_norm:
-            data_dependent_init(self, lambda: self.elbo(x))
+            data_dependent_init(self, lambda: self.elbo(x, context=context))

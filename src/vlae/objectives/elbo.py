@@ -6,16 +6,36 @@ import torch
 from torch import Tensor, nn
 
 from vlae.errors import VlaeError
-from vlae.models.base import Bound
-from vlae.objectives.schedules import Schedule, as_schedule
+from vlae.models.base import Bound, LatentVariableModel
+from vlae.objectives.schedules import Schedule, as_weight
 
 
 class Objective(nn.Module):
-    """What training minimises: a scalar in nats per image, from a batch's bound and the progress of training."""
+    """What training minimises: a scalar in nats per image, from a batch's bound and the progress of training.
+
+    Simple ones are functions of the bound, `forward`. Those that need more than one z per image, or the images, have a
+    `compute` of their own. `prepare` is called once before training, `update` after each step that was taken. What
+    adapts is in buffers or in `get_extra_state`, so that it travels with checkpoints.
+    """
+
+    def prepare(self, model: LatentVariableModel) -> None:
+        """Called once before training, for what depends on the model's shapes; refuses a model that it can't train."""
+
+    def compute(
+        self, model: LatentVariableModel, x: Tensor, progress: float, context: Tensor | None = None
+    ) -> tuple[Tensor, Bound]:
+        """The loss of images x [B, C, H, W], averaged over the batch, and the bound to report beside it."""
+        bound = model.elbo(x, context=context)
+        loss = self(bound, progress)
+        return loss if bound.penalty is None else loss + bound.penalty.mean(), bound
+
+    def frozen(self, model: LatentVariableModel, step: int, progress: float) -> list[nn.Parameter]:
+        """The parameters that this training step leaves alone: none, unless inference and generation take turns."""
+        return []
 
     def forward(self, bound: Bound, progress: float) -> Tensor:
         """The loss, averaged over the batch. progress: 0 at the start of training, 1 at its end."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs more than the bound: call compute(model, x, progress)")
 
     def update(self, bound: Bound) -> None:
         """Called after each training step, for objectives that adapt."""
@@ -31,27 +51,32 @@ class ELBO(Objective):
         beta: multiplies the rate and nothing else; a number or a schedule.
         free_nats: the floor of each group in nats (the field's "free bits"); a number or a schedule. The paper's 0.01
             nats per data dimension is 7.84 per image at 28x28.
-        per: the groups: "image" (one; the safe reading under a flow prior), "channel" (the first latent dimension), or
-            "dimension" (every latent number).
+        per: the groups: "image" (one; the safe reading under a flow prior), "level" (of a ladder; else as "image"),
+            "channel" (the first latent dimension; of a ladder, and of vectors, as "dimension"), or "dimension" (every
+            latent number).
     """
 
     def __init__(self, beta: float | Schedule = 1.0, free_nats: float | Schedule = 0.0, per: str = "image"):
         super().__init__()
-        if per not in ("image", "channel", "dimension"):
-            raise VlaeError(f"free bits are given per 'image', 'channel' or 'dimension'; got {per!r}")
-        self.beta, self.free_nats, self.per = as_schedule(beta), as_schedule(free_nats), per
+        if per not in ("image", "level", "channel", "dimension"):
+            raise VlaeError(f"free bits are given per 'image', 'level', 'channel' or 'dimension'; got {per!r}")
+        self.beta, self.free_nats, self.per = as_weight("beta", beta), as_weight("free_nats", free_nats), per
 
     def forward(self, bound: Bound, progress: float) -> Tensor:
         """The loss at this progress."""
-        rates = bound.rate_per_dimension
-        if self.per == "image":
-            groups = bound.rate[:, None]
-        else:
-            groups = rates.flatten(2).sum(2) if self.per == "channel" and rates.ndim > 2 else rates.flatten(1)
-        rate = (
-            groups.mean(0).clamp(min=self.free_nats(progress)).sum() if self.free_nats(progress) else bound.rate.mean()
-        )
+        floor = self.free_nats(progress)
+        rate = self.groups(bound).mean(0).clamp(min=floor).sum() if floor else bound.rate.mean()
         return bound.distortion.mean() + self.beta(progress) * rate
+
+    def groups(self, bound: Bound) -> Tensor:
+        """The rate of each group in nats, [B, groups]."""
+        rates = bound.rate_per_dimension
+        if self.per == "level" and isinstance(bound.z, tuple):
+            sizes = [level.shape[1:].numel() for level in bound.z]
+            return torch.stack([level.sum(1) for level in rates.split(sizes, 1)], 1)
+        if self.per in ("image", "level"):
+            return bound.rate[:, None]
+        return rates.flatten(2).sum(2) if self.per == "channel" and rates.ndim > 2 else rates.flatten(1)
 
 
 class SoftFreeBits(Objective):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from vlae.errors import VlaeError
 
 
@@ -67,3 +69,10 @@ class Cyclical(Schedule):
 def as_schedule(value: float | Schedule) -> Schedule:
     """A number becomes a constant schedule."""
     return value if isinstance(value, Schedule) else Constant(float(value))
+
+
+def as_weight(name: str, value: float | Schedule) -> Schedule:
+    """As `as_schedule`; refuses numbers that are negative or not finite, naming the argument that they came from."""
+    if not isinstance(value, Schedule) and not (value >= 0 and math.isfinite(value)):
+        raise VlaeError(f"{name} must be a number of 0 or more, or a schedule; got {value}")
+    return as_schedule(value)

@@ -11,6 +11,7 @@ from torch import Tensor
 from vlae.errors import VlaeError
 from vlae.files import replacing
 from vlae.models.base import LatentVariableModel
+from vlae.models.context import given
 
 
 def prior_samples(
@@ -20,6 +21,7 @@ def prior_samples(
     pixel_temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 128,
+    context: Tensor | None = None,
 ) -> Tensor:
     """Exactly `count` images [count, C, H, W] in [0, 1], x ~ p(x|z), z ~ p(z), drawn `batch_size` at a time.
 
@@ -30,25 +32,32 @@ def prior_samples(
         pixel_temperature: sharpens each sub-pixel's distribution; above 0.
         seed: of all noise.
         batch_size: images at a time.
+        context: of conditional models: a label or attribute vector for all images, or one for each.
     """
     if count < 1:
         raise VlaeError(f"count must be at least 1; got {count}")
     generator = torch.Generator().manual_seed(seed)
-    sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
-    return torch.cat([model.sample(size, temperature, pixel_temperature, generator) for size in sizes])
+    context = model.check_context(context, count)
+    images = []
+    for start in range(0, count, batch_size):
+        part = slice(start, min(start + batch_size, count))
+        told = None if context is None else context[part]
+        images.append(model.sample(part.stop - start, temperature, pixel_temperature, generator, told))
+    return torch.cat(images)
 
 
 @torch.no_grad()
-def decompressions(model: LatentVariableModel, x: Tensor, seed: int = 0) -> Tensor:
+def decompressions(model: LatentVariableModel, x: Tensor, seed: int = 0, context: Tensor | None = None) -> Tensor:
     """Stochastic reconstructions x' ~ p(x|z), z ~ q(z|x) of images x [B, C, H, W]: what the code keeps, in new texture.
 
     The paper's "lossy decompressions" (Chen et al. 2017, section 4.1). In [0, 1].
     """
     model.check(x)
     generator = torch.Generator().manual_seed(seed)
+    told = given(model.check_context(context, len(x)))
     with model.evaluating():
-        z = model.encode(x).sample(generator=generator)
-        return model.decode(z).sample(generator=generator).clamp(0, 1)
+        z = model.encode(x, **told).sample(generator=generator)
+        return model.decode(z, **told).sample(generator=generator).clamp(0, 1)
 
 
 def save_array(images: Tensor, path: Path) -> Path:

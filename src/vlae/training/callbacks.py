@@ -102,7 +102,7 @@ class EpochReport(Callback):
         }
         if trainer.is_global_zero:
             write_row(self.csv_path, row)
-            logger.info(epoch_line(row, trainer.max_epochs, math.prod(pl_module.model.latent_shape)))
+            logger.info(epoch_line(row, trainer.max_epochs, pl_module.model.latent_size))
             if warning := collapse_warning(metrics.get("validation/rate", math.inf), pl_module):
                 logger.warning(warning)
 
@@ -127,7 +127,7 @@ def epoch_line(row: dict[str, float], max_epochs: int | None, latent_dim: int) -
 
 def collapse_warning(rate: float, task: Task) -> str | None:
     """What to change when the validation rate (nats per image) is under one bit: the decoder ignores z."""
-    if 0 in task.model.latent_shape or not rate * BITS < COLLAPSED_BITS:  # no code at all; NaN is another trouble
+    if not task.model.latent_size or not task.model.has_bound or not rate * BITS < COLLAPSED_BITS:  # no code at all; NaN is another trouble
         return None
     config, advice = task.model.config, []
     if "decoder_layers" in config:

@@ -48,6 +48,8 @@ class DataSettings:
         batch_size: images per training step.
         split: what to train on: "train", or "train+validation" for a final run.
         options: further arguments of the data set, such as path, crop and crops_per_epoch of "folder".
+        limit: train on the first so many images only; None takes all.
+        validation_limit: validate on the first so many only; None takes all.
     """
 
     name: str = "digits"
@@ -56,10 +58,19 @@ class DataSettings:
     batch_size: int = 128
     split: str = "train"
     options: dict[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+    validation_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in (("limit", self.limit), ("validation_limit", self.validation_limit)):
+            if limit is not None and limit < 1:
+                raise VlaeError(f"data.{name} must be at least 1, or null for all images; got {limit}")
 
     def load(self, split: str) -> data.ImageDataset:
         """The images of a split."""
-        return data.load(self.name, split, root=self.root, binarize=self.binarize, **self.options)
+        images = data.load(self.name, split, root=self.root, binarize=self.binarize, **self.options)
+        limit = {"validation": self.validation_limit, self.split: self.limit}.get(split)
+        return images if limit is None else images.subset(min(limit, len(images)))
 
 
 @dataclass
@@ -145,6 +156,7 @@ def train(
     """
     training, validation = data.load(data.split), data.load("validation")
     model.check_levels(training.effective_levels, training.name)
+    model.context_of(training.labels, training.factors, training.name)
     last = directory / "ckpts" / "last.ckpt"
     if resume:
         check_resumable(last, model)
@@ -156,7 +168,8 @@ def train(
     batches = _batches(training, data.batch_size, seed)
     if not resume:
         torch.manual_seed(seed)
-        model.initialise(next(iter(_batches(training, data.batch_size, seed))).images)
+        first = next(iter(_batches(training, data.batch_size, seed)))
+        model.initialise(first.images, model.context_of(first.labels, first.factors))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     held_out = "validation" not in training.split
     if trainer.early_stopping and not held_out:

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from vlae.data import Batch
 from vlae.errors import VlaeError
-from vlae.evaluation import LatentStatistics, keyed_generators
+from vlae.evaluation import LatentStatistics, keyed_generators, noise_means
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.objectives import Objective
 
@@ -110,6 +110,7 @@ class Task(pl.LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
+        objective.prepare(model)
         self.model, self.objective, self.settings = model, objective, optimizer
         self.seed, self.gradient_clip = seed, gradient_clip
         self.guard = BadStepGuard(max_bad_steps)
@@ -144,10 +145,13 @@ class Task(pl.LightningModule):
         """One step, or none where it would do harm."""
         torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
         optimizer: Any = self.optimizers()
-        bound = self.model.elbo(batch.images.contiguous(memory_format=torch.channels_last))
-        loss = self.objective(bound, self.progress)
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        context = self.model.context_of(batch.labels, batch.factors)
+        loss, bound = self.objective.compute(self.model, images, self.progress, context)
         optimizer.zero_grad()
         self.manual_backward(loss)
+        for parameter in self.objective.frozen(self.model, self.global_step, self.progress):
+            parameter.grad = None  # the optimiser passes over it
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip, foreach=True)
         if not torch.isfinite(loss + norm):
             self.guard.bad(self.global_step, self.settings.lr)
@@ -165,9 +169,10 @@ class Task(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The bound of a batch, with noise keyed by image."""
-        bound = self.model.elbo(batch.images, generator=keyed_generators(batch.indices.tolist(), self.seed))
-        noise_means = self.model.prior().noise_of(self.model.encode(batch.images).mean)
-        self.statistics.add(bound.rate_per_dimension, noise_means)
+        context = self.model.context_of(batch.labels, batch.factors)
+        generators = keyed_generators(batch.indices.tolist(), self.seed)
+        bound = self.model.elbo(batch.images, generator=generators, context=context)
+        self.statistics.add(bound.rate_per_dimension, noise_means(self.model, batch.images, context))
         self.validation_terms.append(terms_of(bound))
 
     def on_validation_epoch_start(self) -> None:

@@ -1,0 +1,28 @@
+"""Latent codes are a tensor [B, ...] or, in hierarchical models, a tuple of them; these few functions serve both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Latents = Tensor | tuple[Tensor, ...]
+
+
+def each(function: Callable[[Tensor], Tensor], z: Latents) -> Latents:
+    """The function of every tensor of z."""
+    return tuple(map(function, z)) if isinstance(z, tuple) else function(z)
+
+
+def joined(parts: Sequence[Latents]) -> Latents:
+    """Codes of several batches as those of one, along the first dimension."""
+    first = parts[0]
+    if isinstance(first, tuple):
+        return tuple(torch.cat(list(tensors)) for tensors in zip(*parts, strict=True))
+    return torch.cat([part for part in parts if isinstance(part, Tensor)])
+
+
+def leading(z: Latents) -> Tensor:
+    """The tensor that tells z's batch dimensions, dtype and device: z itself, or its first."""
+    return z[0] if isinstance(z, tuple) else z
