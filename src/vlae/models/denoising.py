@@ -133,7 +133,7 @@ class DenoisingAutoencoder(Textbook):
 
         Where the model is trained, the codes are shown to the Gaussian.
         """
-        seen = self.corrupt(x) if self.training else x
+        seen = self.corrupt(x, generator) if self.training else x
         z = self.encode(seen).mean
         if self.training and torch.is_grad_enabled():
             self.prior_module.update(z)

@@ -102,17 +102,24 @@ class EpochReport(Callback):
         }
         if trainer.is_global_zero:
             write_row(self.csv_path, row)
-            logger.info(epoch_line(row, trainer.max_epochs, pl_module.model.latent_size))
+            model = pl_module.model
+            logger.info(epoch_line(row, trainer.max_epochs, model.latent_size, model.has_bound))
             if warning := collapse_warning(metrics.get("validation/rate", math.inf), pl_module):
                 logger.warning(warning)
 
 
-def epoch_line(row: dict[str, float], max_epochs: int | None, latent_dim: int) -> str:
-    """One epoch in one line: distortion, rate in nats and bits, -ELBO, active units, speed, skipped steps."""
+def epoch_line(row: dict[str, float], max_epochs: int | None, latent_dim: int, has_bound: bool = True) -> str:
+    """One epoch in one line: distortion, rate in nats and bits, -ELBO, active units, speed, skipped steps.
+
+    Without a bound the distortion stands alone.
+    """
     parts = [f"epoch {row['epoch']}/{max_epochs}"]
     for stage in ("train", "validation"):
         if f"{stage}/rate" in row:
             distortion, rate = row[f"{stage}/distortion"], row[f"{stage}/rate"]
+            if not has_bound:
+                parts.append(f"{stage}: distortion {distortion:.2f} nats")
+                continue
             parts.append(
                 f"{stage}: distortion {distortion:.2f} + rate {rate:.2f} nats ({rate * BITS:.1f} bits) "
                 f"= -ELBO {-row[f'{stage}/elbo']:.2f}"
