@@ -134,11 +134,9 @@ def explain(message: str, parser: Any) -> str:
 
 def model_options() -> list[str]:
     """The constructor arguments of all models."""
-    import inspect
+    from vlae.models.saving import known_models
 
-    from vlae.models import VAE, VLAE
-
-    return [name for cls in (VAE, VLAE) for name in inspect.signature(cls.__init__).parameters]
+    return [name for model in known_models() for name in model.argument_names()]
 
 
 def find_config(name: str) -> Path:

@@ -197,7 +197,9 @@ def seeded_coder(lanes=1, words=200):
     return make_coder("numpy", [content] * lanes)
 
 
-@pytest.mark.parametrize("name", ["two stacks, two flow steps", "prior of mixtures", "categorical", "colour mixture, slanted"])
+@pytest.mark.parametrize(
+    "name", ["two stacks, two flow steps", "prior of mixtures", "categorical", "colour mixture, slanted"]
+)
 def test_the_cost_of_the_tables_is_what_the_stack_grows(tiny_vlae, name):
     model = tiny_vlae(**{"image_shape": SHAPE, "flow_order": "same", **CONFIGURATIONS[name]})
     loud(model.decoder)

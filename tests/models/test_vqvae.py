@@ -209,6 +209,9 @@ def test_perplexity_is_that_of_the_batch(binary):
     shares = torch.bincount(model.encode(x).mean.flatten(), minlength=5) / model.encode(x).mean.numel()
     expected = torch.distributions.Categorical(shares.double()).entropy().exp()
     torch.testing.assert_close(model.perplexity(x), expected)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.testing.assert_close(model.train().perplexity(x), expected)  # in eval mode, whatever mode it is in
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     model.codebook.vectors[1:] = 1e3
     assert model.perplexity(x).item() == pytest.approx(1)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlae import VlaeError
-from vlae.nn.quantise import Codebook, draw, perplexity_of, straight_through
+from vlae.nn.quantise import Codebook, CodePixelCNN, draw, perplexity_of, straight_through
 
 
 def make(codes=4, dim=3, **options):
@@ -118,6 +118,15 @@ def test_dead_codes_are_revived_where_the_book_is_bad(learning):
     torch.testing.assert_close(book.vectors[1:], before[1:], atol=1, rtol=0)  # no new draw at once
 
 
+def test_dead_is_measured_by_the_average_use():
+    for scale, revived in ((1000.0, True), (0.01, True), (1000.0, False)):
+        book, z = make(revival=0.2, decay=0.999), rows(20, 3)
+        book.vectors[3] = 100
+        book.usage.copy_(scale * torch.tensor([1.0, 1.0, 1.0, 0.1 if revived else 0.5]))
+        book.update(z, book.nearest(z))
+        assert (book.vectors[3] != 100).all() == revived
+
+
 def test_revival_follows_the_seed_and_zero_never_revives():
     def run(seed, revival):
         torch.manual_seed(5)
@@ -175,6 +184,17 @@ def test_perplexity():
     shares = torch.tensor([0.75, 0.25])
     expected = math.exp(-(shares * shares.log()).sum())
     assert perplexity_of(torch.tensor([1, 1, 1, 5]), 8).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [2, 50, 512])
+def test_pixelcnn_reads_every_code_as_itself(count, dtype):
+    network = CodePixelCNN(count, "two", 4, layers=1, kernel_size=3).to(dtype)
+    codes = torch.arange(count)
+    seen = []
+    network.trunk.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    network((codes.to(dtype) / (count - 1)).view(1, 1, 1, -1), None)
+    assert torch.equal(seen[0][0, :, 0].t(), network.embedding.weight[codes])
 
 
 @pytest.mark.parametrize(

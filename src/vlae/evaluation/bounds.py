@@ -162,7 +162,7 @@ def evaluate(
         )
         if not model.has_bound:  # the zeros in the rate's place are none
             result.rate = result.rate_bits = result.negative_elbo = result.negative_elbo_error = None
-            pass
+            result.bits_per_dim, result.bits_per_latent = None, []
         if nll_samples:
             limit = count if nll_images is None else min(nll_images, count)
             nll, ess = importance_nll(model, batches(), nll_samples, limit, seed, chunk, progress)

@@ -52,8 +52,8 @@ def normal_of(features: Tensor) -> Normal:
 class BottomUp(nn.Module):
     """The deterministic pass from the image to the top: of each level the message's numbers.
 
-    Every layer between the levels is normalised over the batch, without which the upper levels stay unused (Sønderby et
-    al. 2016, section 3). The way down is not: p(z) does not depend on what else is in a batch.
+    Every layer on the way up is normalised over the batch, which the paper found crucial for the use of upper levels.
+    The way down is not, unlike the paper's: p(z) must not depend on what else is in a batch.
 
     Args:
         image: the network that reads the image, [B, C, H, W] -> [B, hidden].

@@ -125,6 +125,11 @@ def _replace_directory(path: Path, new: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def known_models() -> list[type[Savable]]:
+    """The classes that a saved model may be of."""
+    return list(_classes.values())
+
+
 def pretrained_names() -> list[str]:
     """The names of the models that come with the package."""
     root = resources.files("vlae") / "pretrained"
