@@ -8,7 +8,7 @@ import torch
 from vlae import VlaeError
 from vlae.models import LadderVAE
 from vlae.objectives import ELBO, InfoVAE, mmd
-from vlae.objectives.mmd import in_rows
+from vlae.objectives.codes import in_rows
 
 
 def kernel(kind, u, v, width):

@@ -9,8 +9,20 @@ from torch import nn
 import vlae
 from vlae import VlaeError
 from vlae.evaluation import classifier
-from vlae.models import LadderVAE
-from vlae.objectives import ELBO, GECO, Adversarial, Contrastive, LatentNoise, Linear, Perceptual, Term, WithTerms
+from vlae.models import VQVAE, LadderVAE, PixelCNN
+from vlae.objectives import (
+    ELBO,
+    GECO,
+    IWAE,
+    Adversarial,
+    Contrastive,
+    InfoVAE,
+    LatentNoise,
+    Linear,
+    Perceptual,
+    Term,
+    WithTerms,
+)
 
 
 class Constant(Term):
@@ -110,6 +122,33 @@ def test_objective_inside_keeps_its_ways(tiny_vae, binary):
         WithTerms([])
     with pytest.raises(VlaeError, match="weight must be"):
         Constant(-1.0)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [lambda: InfoVAE(), lambda: IWAE(2), lambda: WithTerms([Contrastive()]), lambda: WithTerms([LatentNoise()])],
+)
+def test_codes_that_are_not_continuous_are_refused(objective, binary):
+    """Through a VQ-VAE's codes no gradient passes, and an unconditional PixelCNN has none."""
+    x = binary(4, (1, 8, 8)).float()
+    with pytest.raises(VlaeError, match="needs a continuous z, and a VQVAE has discrete codes"):
+        objective().compute(VQVAE((1, 8, 8)), x, 0.0)
+    model = PixelCNN((1, 8, 8), channels=4, decoder_layers=1)
+    if isinstance(objective(), IWAE):
+        torch.testing.assert_close(objective().compute(model, x, 0.0)[0], -model.log_prob(x).mean())
+    else:
+        with pytest.raises(VlaeError, match="a PixelCNN has no code"):
+            objective().compute(model, x, 0.0)
+
+
+def test_images_of_discrete_codes_have_terms(binary):
+    x, model = binary(4, (1, 8, 8)).float(), VQVAE((1, 8, 8))
+    objective = WithTerms([Perceptual(1.0, nn.Identity()), Adversarial(1.0, channels=2)])
+    objective.prepare(model)
+    loss, bound = objective.compute(model, x, 0.0)
+    loss.backward()
+    objective.update(bound)
+    assert loss.isfinite()
 
 
 # -- perceptual --------------------------------------------------------------------------------------------------------

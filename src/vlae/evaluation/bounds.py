@@ -15,7 +15,7 @@ from vlae.evaluation.information import BITS, LatentStatistics, noise_means
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
 from vlae.models.ladder import LadderBound
-from vlae.models.latents import Latents, each, joined
+from vlae.models.latents import Latents, each, joined, some
 
 # Images [B, C, H, W], their positions in the data set, and for conditional models their context.
 Batch = tuple[Tensor, Sequence[int]] | tuple[Tensor, Sequence[int], Tensor | None]
@@ -180,7 +180,7 @@ def shuffled_distortion(model: LatentVariableModel, batches: Iterable[Batch], co
     """
     shuffled, start, result = each(lambda z: z.roll(1, dims=0), codes), 0, []
     for x, _, context in map(parts, batches):
-        z = each(lambda z, start=start, stop=start + len(x): z[start:stop], shuffled)  # type: ignore[misc]
+        z = some(shuffled, start, start + len(x))
         result.append(-model.decode(z, **given(context)).log_prob(x).double().cpu())
         start += len(x)
     return torch.cat(result)
@@ -203,8 +203,8 @@ def importance_nll(
     for x, positions, context in map(parts, batches):
         # Few images at a time: all their noise is drawn at once.
         for start in range(0, min(len(x), remaining), 16):
-            some = slice(start, min(start + 16, remaining))
-            part, keys, told = x[some], list(positions)[some], None if context is None else context[some]
+            few = slice(start, min(start + 16, remaining))
+            part, keys, told = x[few], list(positions)[few], None if context is None else context[few]
             estimate = LogMeanExp()
             for weights in model.log_weights(part, samples, keyed_generators(keys, seed, stream=1), chunk, told):
                 estimate.add(weights)

@@ -18,7 +18,7 @@ from vlae.distributions.posteriors import rate_per_dimension
 from vlae.errors import VlaeError
 from vlae.models.context import Condition, given
 from vlae.models.encoders import ImageShape
-from vlae.models.latents import Latents, each
+from vlae.models.latents import Latents, each, some
 from vlae.models.saving import Savable
 
 
@@ -138,7 +138,7 @@ class LatentVariableModel(Savable):
         size = samples if chunk is None else max(1, chunk // max(1, len(x)))
         for start in range(0, samples, size):
             stop = min(start + size, samples)
-            part = each(lambda t, start=start, stop=stop: t[start:stop], z)  # type: ignore[misc]
+            part = some(z, start, stop)
             told = given(None if context is None else context.repeat(stop - start, *[1] * (context.ndim - 1)))
             decoded = self.decode(each(lambda t: t.flatten(0, 1), part), **told)
             log_p = decoded.log_prob(x.repeat(stop - start, 1, 1, 1)).unflatten(0, (stop - start, len(x)))

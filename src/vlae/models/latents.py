@@ -23,6 +23,6 @@ def joined(parts: Sequence[Latents]) -> Latents:
     return torch.cat([part for part in parts if isinstance(part, Tensor)])
 
 
-def leading(z: Latents) -> Tensor:
-    """The tensor that tells z's batch dimensions, dtype and device: z itself, or its first."""
-    return z[0] if isinstance(z, tuple) else z
+def some(z: Latents, start: int, stop: int) -> Latents:
+    """z[start:stop] along the first dimension."""
+    return each(lambda tensor: tensor[start:stop], z)

@@ -86,7 +86,7 @@ class Textbook(LatentVariableModel):
         if unknown:
             names = ", ".join(sorted({*known, "input_dim", "hidden_dim", "hidden_dims", "in_channels", "image_size"}))
             raise VlaeError(f"unknown key {unknown[0]!r} for {cls.__name__}.from_config; it takes {names}")
-        return cls(shape, **options)
+        return cls(shape, **options)  # type: ignore[call-arg]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Any:
         """x [B, C, H, W], or flattened -> the mean reconstruction in x's shape, mu, log_var and z."""

@@ -11,6 +11,7 @@ from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.errors import VlaeError, require_positive
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.models.context import given
+from vlae.objectives.codes import require_continuous
 from vlae.objectives.elbo import Objective
 
 
@@ -45,6 +46,8 @@ class IWAE(Objective):
         if not model.has_bound:
             raise VlaeError(f"a {type(model).__name__} has no density of z, so no importance weights: train it by ELBO")
         bound = model.elbo(x, context=context)
+        if model.latent_size:  # without any code the weights are p(x) itself
+            require_continuous(model, bound.z, "IWAE")
         if self.estimator == "dreg":
             log_weights = self.doubly_reparametrised(model, x, context)
         else:

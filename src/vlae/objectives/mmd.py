@@ -10,7 +10,7 @@ from torch import Tensor
 from vlae.errors import VlaeError
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.models.context import given
-from vlae.models.latents import Latents
+from vlae.objectives.codes import in_rows, require_continuous
 from vlae.objectives.elbo import Objective
 
 Kernel = Callable[[Tensor, float], Tensor]
@@ -19,11 +19,6 @@ KERNELS: dict[str, Kernel] = {
     "rbf": lambda squares, bandwidth: (-squares / (2 * bandwidth**2)).exp(),
     "imq": lambda squares, bandwidth: 1 / (1 + squares / (2 * bandwidth**2)),
 }
-
-
-def in_rows(z: Latents) -> Tensor:
-    """Latents of any shape, or a ladder's tuple of them, as one row per image, [B, D]."""
-    return torch.cat([level.flatten(1) for level in z], 1) if isinstance(z, tuple) else z.flatten(1)
 
 
 def mmd(a: Tensor, b: Tensor, kernel: str = "rbf", bandwidth: float | None = None) -> Tensor:
@@ -95,6 +90,7 @@ class InfoVAE(Objective):
         if not model.has_bound:
             raise VlaeError(f"a {type(model).__name__} has no prior density to hold q(z) to: train it by ELBO")
         bound = model.elbo(x, context=context)
+        require_continuous(model, bound.z, "InfoVAE")
         loss = bound.distortion.mean() + (1 - self.alpha) * bound.rate.mean()
         if self.alpha + self.lambda_ > 1:
             with torch.no_grad():

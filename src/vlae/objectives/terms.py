@@ -14,8 +14,8 @@ from vlae.errors import VlaeError
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.models.context import given
 from vlae.models.latents import Latents, each
+from vlae.objectives.codes import in_rows, require_continuous
 from vlae.objectives.elbo import ELBO, Objective
-from vlae.objectives.mmd import in_rows
 from vlae.objectives.schedules import Schedule, as_weight
 
 
@@ -113,8 +113,8 @@ def no_mean(model: LatentVariableModel) -> str:
 class Perceptual(Term):
     """The squared distance between features of the image and of its reconstruction, summed over all features.
 
-    The reconstruction is the mean of p(x|z) at the bound's sample z; the term moves decoder and encoder, at the cost of
-    one more pass of the decoder. The units are the features', no nats.
+    The reconstruction is the mean of p(x|z) at the bound's sample z; the term moves decoder and encoder (of a VQ-VAE
+    the decoder alone), at the cost of one more pass of the decoder. The units are the features', no nats.
 
     Args:
         weight: a number or a schedule.
@@ -209,6 +209,7 @@ class Contrastive(Term):
         """The loss in nats, averaged over the batch."""
         if not model.has_bound:
             raise VlaeError(f"a {type(model).__name__} has no q(z|x) to draw a second code from: leave the term out")
+        require_continuous(model, bound.z, "the contrastive term")
         seen = (x + self.noise * torch.randn_like(x)).clamp(0, 1) if self.noise else x
         again = model.encode(seen, **given(model.check_context(context, len(x)))).rsample()
         one, other = (F.normalize(in_rows(z), dim=1) for z in (bound.z, again))
@@ -235,5 +236,6 @@ class LatentNoise(Term):
 
     def forward(self, model: LatentVariableModel, x: Tensor, bound: Bound, context: Tensor | None) -> Tensor:
         """The distortion at the noisy code, averaged over the batch."""
+        require_continuous(model, bound.z, "the term of latent noise")
         noisy = each(lambda z: z + self.sigma * torch.randn_like(z), bound.z)
         return -model.decode(noisy, **given(context)).log_prob(x).mean()

@@ -134,14 +134,16 @@ def epoch_line(row: dict[str, float], max_epochs: int | None, latent_dim: int, h
 
 def collapse_warning(rate: float, task: Task) -> str | None:
     """What to change when the validation rate (nats per image) is under one bit: the decoder ignores z."""
-    if not task.model.latent_size or not task.model.has_bound or not rate * BITS < COLLAPSED_BITS:  # no code at all; NaN is another trouble
+    coded = task.model.latent_size and task.model.has_bound
+    if not coded or not rate * BITS < COLLAPSED_BITS:  # NaN is another trouble
         return None
     config, advice = task.model.config, []
     if "decoder_layers" in config:
         advice.append(f"fewer decoder layers (--model.decoder_layers, now {config['decoder_layers']})")
         advice.append(f"a smaller kernel (--model.kernel_size, now {config['kernel_size']})")
-    if isinstance(task.objective, SoftFreeBits):
-        advice.append(f"a higher target rate (--objective.target_nats, now {task.objective.target_nats:g})")
+    objective = getattr(task.objective, "objective", task.objective)  # what extra terms are added to
+    if isinstance(objective, SoftFreeBits):
+        advice.append(f"a higher target rate (--objective.target_nats, now {objective.target_nats:g})")
     else:
         advice.append("free bits (--objective.free_nats 8)")
         advice.append("annealing beta (--objective.beta with class_path Linear, start 0, end 1, finish 0.2)")
