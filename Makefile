@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed
 INSTALLED_DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train-mnist train-cifar10 eval sample viz-recon compare-dae demo verify bench \
+.PHONY: help install install-dev train-mnist train-cifar10 eval sample viz-recon compare-dae demo verify bench family \
 	test lint format clean clean-all
 
 help: ## show this help
@@ -49,6 +49,9 @@ verify: install ## check this installation's numbers against exact ones
 
 bench: install ## time training against the obvious implementation
 	$(BIN)/python benchmarks/training.py $(ARGS)
+
+family: install ## every model and likelihood after a small budget: the table of docs/results.md (an hour)
+	$(BIN)/python benchmarks/family.py $(ARGS)
 
 # -- develop ----------------------------------------------------------------------
 

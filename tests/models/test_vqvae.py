@@ -385,7 +385,7 @@ def test_mixed_precision_trains_in_full_precision_where_codes_are_chosen(binary)
     ],
 )
 def test_what_is_no_code_is_refused(z):
-    with pytest.raises(VlaeError, match="expected (codes|latents)") as caught:
+    with pytest.raises(VlaeError, match=r"expected (codes|latents)") as caught:
         make().decode(z)
     assert len(str(caught.value).splitlines()) == 1
 

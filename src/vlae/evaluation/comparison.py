@@ -21,14 +21,12 @@ from rich.table import Table
 from torch import Tensor
 
 from vlae.data import ImageDataset
-from vlae.distributions.likelihoods import Factorised
 from vlae.errors import VlaeError
 from vlae.evaluation import quality
 from vlae.evaluation.classifier import Classifier
 from vlae.evaluation.probes import probe
 from vlae.evaluation.report import evaluate_dataset
 from vlae.models.base import LatentVariableModel
-from vlae.models.latents import Latents
 
 CHUNK = 100  # images decoded at a time
 
@@ -102,14 +100,8 @@ def images_of(model: LatentVariableModel, x: Tensor, seed: int = 0) -> Images:
             drawn = model.decode(q.sample(generator=generator)).sample(generator=generator)
             z = model.prior().sample((len(part),), generator=generator)
             sampled = model.decode(z).sample(generator=generator)
-            parts.append((decoded(model, q.mean), drawn, decoded(model, z), sampled))
+            parts.append((model.decode(q.mean).reconstruction, drawn, model.decode(z).reconstruction, sampled))
     return Images(*(torch.cat(images).clamp(0, 1) for images in zip(*parts, strict=True)))
-
-
-def decoded(model: LatentVariableModel, z: Latents) -> Tensor:
-    """The deterministic image of each z: the mean of a factorised p(x|z) if it has one, else the mode."""
-    p = model.decode(z)
-    return p.mean if isinstance(p, Factorised) and p.has_mean else p.mode
 
 
 def measure(

@@ -38,9 +38,7 @@ class MLPDecoder(nn.Module):
 class ConvDecoder(nn.Module):
     """One transposed convolution, batch normalisation and ELU per width, then a 3x3 convolution."""
 
-    def __init__(
-        self, in_features: int, image_shape: ImageShape, widths: Sequence[int] = (32, 64), maps: bool = False
-    ):
+    def __init__(self, in_features: int, image_shape: ImageShape, widths: Sequence[int] = (32, 64), maps: bool = False):
         super().__init__()
         sizes = sizes_of(image_shape, widths)
         channels = widths[-1]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from vlae.distributions.fitted import FittedGaussian, FullGaussian
-from vlae.distributions.likelihoods import Factorised, make_likelihood
+from vlae.distributions.likelihoods import Factorised
 from vlae.distributions.noise import Generators, rand, randn
 from vlae.distributions.pointmass import PointMass
 from vlae.errors import VlaeError
-from vlae.models.base import Bound, check_sizes
+from vlae.models.base import Bound, check_sizes, likelihood_for
 from vlae.models.decoders import ARCHITECTURES
 from vlae.models.textbook import Textbook
 
@@ -94,7 +94,7 @@ class DenoisingAutoencoder(Textbook):
         if not least <= noise <= most:
             raise VlaeError(f"noise of the corruption {corruption!r} is {meaning}; got {noise}")
         self.corruption, self.noise = corruption, noise
-        self.likelihood = make_likelihood(likelihood, **(likelihood_options or {}))
+        self.likelihood = likelihood_for(self.image_shape, likelihood, likelihood_options)
         self.latent_shape = (latent_dim,)
         encoder, decoder, default_widths = ARCHITECTURES[architecture]
         widths = list(default_widths) if widths is None else widths
@@ -173,8 +173,7 @@ class DenoisingAutoencoder(Textbook):
         self.check(images)
         self.check_context(context, len(images))
         seen, z = self.autoencode(images)
-        decoded = self.decode(z)
-        reconstruction = decoded.mean if decoded.has_mean else decoded.mode
+        reconstruction = self.decode(z).reconstruction
         return DAEOutput(reconstruction.reshape(x.shape), seen.reshape(x.shape), z)
 
     def compute_loss(  # type: ignore[override]

@@ -14,10 +14,10 @@ from torch.distributions import Normal
 from vlae.distributions.bounded import soft_bounded_log
 from vlae.distributions.ladder import LadderPosterior, LadderPrior, rates_of_levels
 from vlae.distributions.latent import PriorModule
-from vlae.distributions.likelihoods import Factorised, make_likelihood
+from vlae.distributions.likelihoods import Factorised
 from vlae.distributions.noise import Generators
 from vlae.errors import VlaeError, require_positive
-from vlae.models.base import Bound, check_sizes
+from vlae.models.base import Bound, check_sizes, likelihood_for
 from vlae.models.decoders import ARCHITECTURES
 from vlae.models.textbook import Textbook
 
@@ -160,7 +160,7 @@ class LadderVAE(Textbook):
             raise VlaeError(f"the posterior of a ladder must be 'ladder' or 'bottom_up'; got {posterior!r}")
         require_positive("hidden", hidden)
         self.latent_shape = tuple((size,) for size in dims)
-        self.likelihood = make_likelihood(likelihood, **(likelihood_options or {}))
+        self.likelihood = likelihood_for(self.image_shape, likelihood, likelihood_options)
         self.merged, self.beta = posterior == "ladder", beta
         image_network, mirror, default_widths = ARCHITECTURES[architecture]
         widths = list(default_widths) if widths is None else widths
@@ -232,7 +232,7 @@ class LadderVAE(Textbook):
         z = q.rsample()
         levels = q.conditionals(z)
         mu, log_var = tuple(q.loc for q in levels), tuple(2 * q.scale.log() for q in levels)
-        return LadderOutput(self.decode(z).mean.reshape(x.shape), mu, log_var, z)
+        return LadderOutput(self.decode(z).reconstruction.reshape(x.shape), mu, log_var, z)
 
     def check_latents(self, z: Any) -> None:
         """Refuses anything but a tuple of latents [B, d_l], one per level."""

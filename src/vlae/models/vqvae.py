@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from vlae.distributions.codemaps import CodeMapPrior
-from vlae.distributions.likelihoods import Factorised, make_likelihood
+from vlae.distributions.likelihoods import Factorised
 from vlae.distributions.noise import Generators
 from vlae.distributions.pointmass import PointMass
 from vlae.errors import VlaeError, require_positive
-from vlae.models.base import Bound, check_sizes
+from vlae.models.base import Bound, check_sizes, likelihood_for
 from vlae.models.decoders import ARCHITECTURES
 from vlae.models.encoders import sizes_of
 from vlae.models.textbook import Textbook
@@ -115,7 +115,7 @@ class VQVAE(Textbook):
             raise VlaeError(f"commitment must be 0 or more; got {commitment}")
         require_positive("prior_channels", prior_channels)
         self.commitment, self.beta = commitment, beta
-        self.likelihood = make_likelihood(likelihood, **(likelihood_options or {}))
+        self.likelihood = likelihood_for(self.image_shape, likelihood, likelihood_options)
         encoder, decoder, default_widths = ARCHITECTURES[architecture]
         widths = list(default_widths) if widths is None else widths
         self.latent_shape = sizes_of(self.image_shape, widths)[-1]
@@ -253,8 +253,7 @@ class VQVAE(Textbook):
         self.check(images)
         self.check_context(context, len(images))
         codes, vectors, penalty = self.quantise(images)
-        decoded = self._decode_vectors(vectors)
-        reconstruction = decoded.mean if decoded.has_mean else decoded.mode
+        reconstruction = self._decode_vectors(vectors).reconstruction
         perplexity = perplexity_of(codes, len(self.codebook.vectors))
         return VQVAEOutput(reconstruction.reshape(x.shape), penalty.mean(), perplexity, codes)
 
