@@ -8,7 +8,7 @@ from vlae import VlaeError
 from vlae.data import ImageDataset
 from vlae.evaluation.report import evaluate_dataset
 from vlae.models.context import Condition, ContextPlane
-from vlae.sampling import decompressions, prior_samples
+from vlae.sampling import complete, decompressions, prior_samples
 
 SHAPE = (1, 5, 4)
 
@@ -188,3 +188,17 @@ def test_a_textbooks_conditional_vae():
     torch.testing.assert_close(loss.loss, loss.reconstruction_loss + loss.kl_loss)
     same = vlae.ConditionalVAE.from_config({"architecture": "conv", "in_channels": 3, "num_classes": 4})
     assert same.image_shape == (3, 32, 32) and same.config["classes"] == 4
+
+
+def test_completion_is_told_the_context_and_takes_any_posterior(tiny_vlae):
+    x, mask = torch.zeros(2, *SHAPE).double(), torch.zeros(1, 1, 5, 4, dtype=torch.bool)
+    mask[..., :2, :] = True
+    model = tiny_vlae(SHAPE, classes=3)
+    done = [complete(model, x, mask, candidates=8, context=torch.tensor(labels)) for labels in ([0, 1], [0, 2])]
+    evidence = torch.stack([each.log_evidence for each in done])
+    assert evidence[0, 1] != evidence[1, 1]
+    with pytest.raises(VlaeError, match="conditional"):
+        complete(model, x, mask)
+    for options in ({"posterior": "iaf"}, {"latent_maps": 2}):
+        done = complete(tiny_vlae(SHAPE, **options), x, mask, candidates=4)
+        assert torch.equal(done.images[:, :, :2], x[:, :, :2]) and done.log_evidence.isfinite().all()

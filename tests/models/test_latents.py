@@ -95,6 +95,7 @@ def test_latent_maps_keep_their_place():
         {"prior": "mixture", "prior_options": {"component": 3}},
         {"posterior_options": {"mean_norm": -1.0}},
         {"posterior": "iaf", "prior": "vamp"},
+        {"prior": "vamp", "posterior_options": {"mean_norm": 0.5}},
     ],
 )
 def test_what_does_not_fit_is_refused_with_one_line(options):

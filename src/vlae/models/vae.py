@@ -53,6 +53,10 @@ class SingleLevelModel(LatentVariableModel):
             options = {**flow, **options}
         elif prior == "vamp":
             options["image_shape"] = self.image_shape
+            if "mean_norm" in (posterior_options or {}):
+                raise VlaeError(
+                    "mean_norm normalises over a batch, and a VampPrior's pseudo-inputs are none: leave one"
+                )
         self.prior_module = make_prior(prior, latent_shape, **options)
 
     def _set_condition(self, classes: int, attributes: int, context_features: int) -> tuple[int, ImageShape]:

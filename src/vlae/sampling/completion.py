@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from vlae.distributions.autoregressive import Autoregressive
-from vlae.distributions.noise import randn
+from vlae.distributions.iaf import IAFPosterior
 from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.errors import VlaeError
 from vlae.models.base import LatentVariableModel
+from vlae.models.context import given
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ def complete(
     candidates: int = 64,
     rounds: int = 2,
     seed: int = 0,
+    context: Tensor | None = None,
 ) -> Completion:
     """Draws the pixels that are not given from p(unknown | known), by importance resampling over candidates for z.
 
@@ -56,6 +59,7 @@ def complete(
         candidates: z's per image and round.
         rounds: 1 or more.
         seed: of all noise.
+        context: labels or attributes, of conditional models.
 
     Raises:
         VlaeError: shapes, a count under 1, values that the likelihood does not have, a factorised decoder.
@@ -68,47 +72,55 @@ def complete(
         mask.expand(known.shape)
     except RuntimeError:
         raise VlaeError(f"mask must broadcast to the images {list(known.shape)}; got {list(mask.shape)}") from None
+    if not model.autoregressive:
+        raise VlaeError("completion needs an autoregressive decoder, such as VLAE's")
+    context = model.check_context(context, len(known))
     generator = torch.Generator().manual_seed(seed)
     with model.evaluating():
-        return _Completer(model, known, mask, candidates, generator).run(rounds)
+        return _Completer(model, known, mask, candidates, generator, context).run(rounds)
 
 
 class _Completer:
     def __init__(
-        self, model: LatentVariableModel, known: Tensor, mask: Tensor, candidates: int, generator: torch.Generator
+        self,
+        model: LatentVariableModel,
+        known: Tensor,
+        mask: Tensor,
+        candidates: int,
+        generator: torch.Generator,
+        context: Tensor | None,
     ):
         self.model, self.count, self.generator = model, candidates, generator
         self.batch = len(known)
+        self.told = given(context)
+        self.each_told = given(None if context is None else context.repeat_interleave(candidates, 0))
         self.known = known.repeat_interleave(candidates, 0)
         self.mask = mask if mask.ndim < 4 or len(mask) == 1 else mask.repeat_interleave(candidates, 0)
 
     def run(self, rounds: int) -> Completion:
-        proposal: DiagonalGaussian | None = None
+        proposal: DiagonalGaussian | IAFPosterior | None = None
         for _ in range(rounds):
             z, log_ratio = self.propose(proposal)
-            decoder = self.model.decode(z)
-            if not isinstance(decoder, Autoregressive):
-                raise VlaeError("completion needs an autoregressive decoder, such as VLAE's")
+            decoder = cast(Autoregressive, self.model.decode(z, **self.each_told))
             images, log_known = decoder.complete(self.known, self.mask, generator=self.generator)
             log_weights = (log_ratio + log_known).view(self.batch, self.count)
             weights = log_weights.softmax(1)
             chosen = torch.multinomial(weights.cpu(), 1, generator=self.generator)[:, 0].to(weights.device)
             best = images.view(self.batch, self.count, *images.shape[1:])[torch.arange(self.batch), chosen]
-            proposal = self.model.encode(best)
+            proposal = self.model.encode(best, **self.told)
         log_evidence = log_weights.logsumexp(1) - torch.tensor(float(self.count)).log()
         return Completion(best, 1 / weights.square().sum(1), log_evidence)
 
-    def propose(self, proposal: DiagonalGaussian | None) -> tuple[Tensor, Tensor]:
-        """z [B * candidates, D] and log p(z) - log r(z)."""
-        prior = self.model.prior()
+    def propose(self, proposal: DiagonalGaussian | IAFPosterior | None) -> tuple[Tensor, Tensor]:
+        """z [B * candidates, *latent_shape] and log p(z) - log r(z)."""
+        prior = self.model.prior(**self.told)
         z = prior.sample((self.batch * self.count,), generator=self.generator)
         if proposal is None:
             return z, z.new_zeros(len(z))
         # The first half of each image's candidates is drawn anew: stratified, so that the mixture's shares are exact.
-        z = z.view(self.batch, self.count, -1).transpose(0, 1).contiguous()
+        z = z.unflatten(0, (self.batch, self.count)).transpose(0, 1).contiguous()
         half = self.count // 2
-        noise = randn((half,), self.batch, proposal.event_shape, self.generator, proposal.loc)
-        z[:half] = proposal.loc + proposal.stddev * noise
+        z[:half] = proposal.sample((half,), self.generator)
         log_prior, log_proposal = prior.log_prob(z), proposal.log_prob(z)
         shares = torch.tensor([half / self.count, 1 - half / self.count], dtype=z.dtype).log()
         log_mixture = torch.logaddexp(log_proposal + shares[0], log_prior + shares[1])
