@@ -14,16 +14,18 @@ from rich.table import Table
 from torch import Tensor
 
 from vlae.codec import compress, decompress
-from vlae.distributions import AutoregressiveFlowPrior, Categorical
+from vlae.distributions import AutoregressiveFlowPrior, Categorical, LogisticMixture, make_prior
 from vlae.models import VAE, VLAE, load
 from vlae.nn import ReceptiveField
+
+STACKS = ("two", "slanted", "plain", "row_lstm", "attention")
 
 Check = Callable[[], tuple[str, float, float]]  # what was compared, the largest error, the tolerance
 
 
 def tiny(image_shape: tuple[int, int, int], **options: object) -> VLAE:
     """A small VLAE in float64 with random weights."""
-    settings: dict[str, object] = {"latent_dim": 4, "encoder_widths": [4], "encoder_hidden": 16, "channels": 6}
+    settings: dict[str, object] = {"latent_dim": 4, "encoder_widths": [4], "encoder_hidden": 16, "channels": 8}
     return VLAE(image_shape, **{**settings, "flow_hidden": (16,), **options}).double().eval()  # type: ignore[arg-type]
 
 
@@ -31,7 +33,7 @@ def mass_over_all_images() -> tuple[str, float, float]:
     """Sum of p(x|z) over every binary 3x3 image."""
     images = torch.tensor(list(itertools.product([0.0, 1.0], repeat=9)), dtype=torch.float64).view(512, 1, 3, 3)
     errors = []
-    for stacks in ("two", "plain"):
+    for stacks in STACKS:
         model = tiny((1, 3, 3), stacks=stacks)
         z = torch.randn(1, 4, dtype=torch.float64).expand(512, 4)
         errors.append(abs(model.decode(z).log_prob(images).exp().sum().item() - 1))
@@ -39,27 +41,38 @@ def mass_over_all_images() -> tuple[str, float, float]:
 
 
 def mass_over_levels() -> tuple[str, float, float]:
-    """Sum of a categorical likelihood over its levels."""
+    """Sum of the likelihoods of levels over all levels."""
     values = torch.linspace(0, 1, 256, dtype=torch.float64)
-    pixels = Categorical(256)(torch.randn(256, 256, dtype=torch.float64)[:1].expand(256, 256))
-    return (
-        "sum of a 256-level likelihood over its levels is 1",
-        abs(pixels.log_prob(values).exp().sum().item() - 1),
-        1e-10,
-    )
+    errors = []
+    for likelihood in (Categorical(256), LogisticMixture(256)):
+        parameters = torch.randn(1, likelihood.parameters_per_value, dtype=torch.float64).expand(256, -1)
+        errors.append(abs(likelihood(parameters).log_prob(values).exp().sum().item() - 1))
+    return "sum of 256-level likelihoods over their levels is 1", max(errors), 1e-10
+
+
+def prior_mass() -> tuple[str, float, float]:
+    """The integral of priors over a plane, on a grid."""
+    axis = torch.linspace(-10, 10, 321, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    area = (axis[1] - axis[0]).item() ** 2
+    masses = [
+        make_prior(name, (2,)).double()().log_prob(grid).exp().sum().item() * area
+        for name in ("normal", "flow", "spline", "autoregressive_mixture", "mixture", "delta")
+    ]
+    return "integral of six priors over the plane is 1", max(abs(mass - 1) for mass in masses), 1e-4
 
 
 def receptive_field() -> tuple[str, float, float]:
     """The autograd Jacobian of a logit against the declared window."""
     wrong = 0
-    for stacks in ("two", "plain"):
-        model = tiny((1, 9, 11), stacks=stacks, decoder_layers=2)
+    for stacks in STACKS:
+        model = tiny((1, 6, 8), stacks=stacks)
         context = model.decoder(torch.randn(1, 4, dtype=torch.float64))
-        x = torch.rand(1, 1, 9, 11, dtype=torch.float64, requires_grad=True)
+        x = torch.rand(1, 1, 6, 8, dtype=torch.float64, requires_grad=True)
         logits = model.decoder.pixels(x, context)[0, 0, 0]
-        for i, j in itertools.product(range(9), range(11)):
+        for i, j in itertools.product(range(6), range(8)):
             (gradient,) = torch.autograd.grad(logits[i, j], x, retain_graph=True)
-            wrong += int(((gradient[0, 0] != 0) != window(model.decoder.receptive_field, i, j, 9, 11)).sum())
+            wrong += int(((gradient[0, 0] != 0) != window(model.decoder.receptive_field, i, j, 6, 8)).sum())
     return "pixels where the Jacobian and the declared window differ", wrong, 0
 
 
@@ -138,6 +151,7 @@ def training() -> tuple[str, float, float]:
 CHECKS: list[Check] = [
     mass_over_all_images,
     mass_over_levels,
+    prior_mass,
     receptive_field,
     flow_determinant,
     wavefront_is_raster,

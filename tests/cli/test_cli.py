@@ -153,4 +153,4 @@ def test_every_command_has_help(capsys):
 
 def test_verify_passes(capsys):
     assert main(["verify"]) == 0
-    assert "9 of 9 checks passed" in capsys.readouterr().out
+    assert "10 of 10 checks passed" in capsys.readouterr().out
