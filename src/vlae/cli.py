@@ -133,10 +133,15 @@ def explain(message: str, parser: Any) -> str:
 
 
 def model_options() -> list[str]:
-    """The constructor arguments of all models."""
+    """The constructor arguments of all models and objectives."""
+    import inspect
+
+    from vlae import objectives
     from vlae.models.saving import known_models
 
-    return [name for model in known_models() for name in model.argument_names()]
+    names = [name for model in known_models() for name in model.argument_names()]
+    kinds = [kind for kind in vars(objectives).values() if inspect.isclass(kind)]
+    return names + [name for kind in kinds for name in inspect.signature(kind).parameters]
 
 
 def find_config(name: str) -> Path:

@@ -187,9 +187,11 @@ def test_pseudo_inputs_stay_in_range_and_start_from_images():
     images = torch.rand(3, 1, 2, 2)
     images[0] = 0.0
     images[1] = 1.0
+    before = module.pseudo_inputs.clone()
     module.initialise(images)
-    expected = images[[0, 1, 2, 0, 1]].double()
-    torch.testing.assert_close(module.pseudo_inputs, expected.clamp(0.02, 0.98))
+    torch.testing.assert_close(module.pseudo_inputs[:3], images.double().clamp(0.02, 0.98))
+    assert torch.equal(module.pseudo_inputs[3:], before[3:])  # not again from the first: twins would stay twins
+    module.initialise(torch.rand(9, 1, 2, 2))
 
 
 def test_a_vamp_prior_refuses_posteriors_that_are_not_gaussian():

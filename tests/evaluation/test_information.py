@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import entropy
 
 from vlae.evaluation import BITS, LatentStatistics
 
@@ -41,6 +42,25 @@ def test_one_image_has_no_variance():
     statistics = LatentStatistics()
     statistics.add(torch.ones(1, 2), torch.ones(1, 2))
     assert statistics.active_units == 0
+
+
+@pytest.mark.parametrize("sizes", [[60], [1] * 60, [7, 40, 13]])
+def test_codes_are_counted_whatever_the_batches(sizes):
+    codes = torch.from_numpy(np.random.default_rng(0).choice([1, 2, 9], p=[0.1, 0.2, 0.7], size=(60, 2, 3)))
+    rates = torch.rand(60, 2, 3, dtype=torch.float64)
+    statistics = LatentStatistics()
+    for rate, part in zip(rates.split(sizes), codes.split(sizes), strict=True):
+        statistics.add(rate, part)
+    _, counts = np.unique(codes.numpy(), return_counts=True)
+    assert (statistics.codes_in_use, statistics.active_units) == (3, None)
+    assert statistics.perplexity == pytest.approx(math.exp(entropy(counts)), rel=1e-12)
+    np.testing.assert_allclose(statistics.bits_per_dimension, rates.mean(0) / np.log(2), rtol=1e-12)
+
+
+def test_means_that_are_no_codes_have_no_perplexity():
+    statistics = LatentStatistics()
+    statistics.add(torch.zeros(3, 2), torch.zeros(3, 2))
+    assert (statistics.codes_in_use, statistics.perplexity, statistics.active_units) == (None, None, 0)
 
 
 def test_bits():

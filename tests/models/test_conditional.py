@@ -118,9 +118,10 @@ def test_saved_and_loaded_it_is_the_same(conditional, binary, tmp_path):
     [
         ({"classes": 3}, None, "conditional"),
         ({"classes": 3}, torch.tensor([0, 1]), "labels"),
-        ({"classes": 3}, torch.tensor([0, 1, 3]), "classes=4"),
+        ({"classes": 3}, torch.tensor([0, 1, 3]), "0 to 3"),
         ({"classes": 3}, torch.tensor([0, 1, -1]), "labels"),
         ({"classes": 3}, torch.tensor([0.0, 1.0, 2.0]), "labels"),
+        ({"classes": 3}, "three", "labels"),
         ({"attributes": 2}, None, "conditional"),
         ({"attributes": 2}, torch.zeros(3, 3), "attributes"),
         ({"attributes": 2}, torch.full((3, 2), torch.nan), "NaN"),
@@ -168,6 +169,10 @@ def test_data_without_labels_are_refused_by_name():
         Condition(classes=3).of(None, None, "mnist_static")
     with pytest.raises(VlaeError, match=r"factors.*digits"):
         Condition(attributes=3).of(torch.zeros(2), None, "digits")
+    with pytest.raises(VlaeError, match="digits.*set classes=10"):
+        Condition(classes=3).of(torch.tensor([2, 9]), None, "digits")
+    with pytest.raises(VlaeError, match="dsprites.*set attributes=5"):
+        Condition(attributes=3).of(None, torch.zeros(4, 5), "dsprites")
     assert Condition(classes=3).of(torch.tensor([2]), None, "x").tolist() == [2]
 
 

@@ -113,11 +113,11 @@ def test_evaluation_and_report_give_the_distortion_and_no_bound(binary, capsys, 
     for name in ("rate", "rate_bits", "negative_elbo", "negative_elbo_error", "bits_per_dim", "nll", "ess"):
         assert values[name] is None, name
     assert values["bits_per_latent"] == []
-    print_table(result, "a title")
+    print_table(result, "a title", "SomeAutoencoder")
     shown = capsys.readouterr().out
     assert f"{result.distortion:.3f}" in shown
     assert f"{result.shuffled_gap:.3f}" in shown
-    assert "a denoising autoencoder has no density of z: its distortion alone is given" in shown
+    assert "a SomeAutoencoder has no density of z: its distortion alone is given" in shown
     for word in ("ELBO", "NLL", "rate ", "KL", f"{result.distortion / math.log(2):.2f}", "dequantised"):
         assert word not in shown, word
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.utils.parametrize import is_parametrized
 
 import vlae
 from vlae import VlaeError
@@ -118,8 +119,70 @@ def test_spectral_norm_bounds_every_layer_of_the_decoder():
     assert not any("parametrizations" in name for name in model.encoder.state_dict())
 
 
+DECODERS = {
+    "DenoisingAutoencoder": {"latent_dim": 3},
+    "VQVAE": {"codes": 4, "code_dim": 3, "prior_layers": 1, "prior_channels": 4},
+    "LadderVAE": {"latent_dims": [3, 2], "hidden": 6},
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_spectral_norm_is_of_the_decoder_alone_and_off_unless_asked_for(name, tmp_path, binary):
+    def build(**option):
+        options = {"architecture": "resnet", "widths": [4, 4], **DECODERS[name], **option}
+        return getattr(vlae, name)((1, 8, 8), **options)
+
+    plain, model, x = build(), build(spectral_norm=True), binary(4, (1, 8, 8)).float()
+    layers = [m for m in model.decoder.modules() if isinstance(m, LAYERS)]
+    assert layers and all(is_parametrized(layer, "weight") for layer in layers)
+    assert not any(is_parametrized(m) for m in plain.modules())
+    ours, others = ({key for key in m.state_dict() if not key.startswith("decoder.")} for m in (model, plain))
+    assert ours == others
+    assert plain.state_dict().keys() == build(spectral_norm=False).state_dict().keys()
+    assert not any("parametrizations" in key for key in [*ours, *plain.state_dict()])
+    for parameter in model.decoder.parameters():
+        torch.nn.init.normal_(parameter, std=3)
+    for _ in range(60):
+        model.train().elbo(x)
+    for layer in layers:
+        weight = layer.weight.transpose(0, 1) if isinstance(layer, torch.nn.ConvTranspose2d) else layer.weight
+        assert torch.linalg.matrix_norm(weight.flatten(1), 2).item() == pytest.approx(1, abs=0.02)
+    again = vlae.load(model.eval().save_pretrained(tmp_path / "model"))
+    torch.testing.assert_close(again.reconstruct(x), model.reconstruct(x))
+
+
 def test_tuples_of_latents_are_handled_as_tensors_are():
     z = (torch.arange(3), torch.arange(6).view(3, 2))
     assert torch.equal(each(lambda t: t[1:], z)[1], z[1][1:])
     assert torch.equal(joined([z, z])[1], torch.cat([z[1], z[1]]))
     assert torch.equal(joined([z[0], z[0]]), torch.cat([z[0], z[0]]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stacks": "plain"}, {"stacks": "attention"}, {"stacks": "row_lstm"}, {"latent_maps": 2, "flow_steps": 1}],
+)
+def test_scans_stay_out_of_mixed_precision(options):
+    """Under autocast, as in training, samples are drawn too (InfoVAE, VAE-GAN), and they are those without it."""
+    model = small("vlae", **options).float().eval()
+    plain = model.prior().sample((3,), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.prior().sample((3,), generator=torch.Generator().manual_seed(0)), plain)
+        assert model.sample(3).shape == (3, 1, 6, 5)
+        assert model.decode(plain).mode.dtype == torch.float32
+
+
+@pytest.mark.parametrize("option", ["layers", "channels", "image_height", "parameters", "kernel", "stacks"])
+@pytest.mark.parametrize("kind", [vlae.VLAE, vlae.PixelCNN])
+def test_trunk_options_are_the_trunks_own(kind, option):
+    with pytest.raises(VlaeError, match=f"'{option}': its options are memory, heads, hidden"):
+        kind((1, 8, 8), trunk_options={option: 5})
+    with pytest.raises(VlaeError, match="attention"):
+        kind((1, 8, 8), trunk_options={"heads": 2})
+
+
+def test_the_steps_of_a_flow_may_stand_among_the_priors_options():
+    model = vlae.VAE((1, 8, 8), latent_dim=3, prior_options={"steps": 2, "hidden": [8]})
+    assert len(model.prior_module.steps) == 2
+    none = vlae.VAE((1, 8, 8), latent_dim=3, flow_steps=2, prior_options={"steps": 0})
+    assert type(none.prior()).__name__ == "StandardNormal"

@@ -242,3 +242,20 @@ def test_a_subclass_records_its_own_arguments(tmp_path):
         assert vlae.load(model.save_pretrained(tmp_path / "small")).image_shape == (1, 4, 4)
     finally:
         del saving._classes["Small"]
+
+
+def test_a_subclass_that_hands_arguments_on_keeps_them_all():
+    """Their defaults too: a later change of one must not change a saved model."""
+    model = vlae.ConditionalVAE((1, 4, 4), classes=3, latent_dim=2)
+    same = vlae.VAE((1, 4, 4), classes=3, latent_dim=2)
+    assert model.config == same.config
+    assert set(vlae.ConditionalVAE.argument_names()) == set(vlae.VAE.argument_names())
+
+
+def test_a_loaded_model_keeps_the_configuration_it_was_saved_with(tmp_path):
+    """An argument that is new in this version must not change the fingerprint of compressed files."""
+    path = vlae.VAE((1, 4, 4), latent_dim=2).save_pretrained(tmp_path / "model")
+    config = json.loads((path / "config.json").read_text())
+    del config["arguments"]["spectral_norm"]
+    (path / "config.json").write_text(json.dumps(config))
+    assert vlae.load(path).config == config["arguments"]

@@ -196,3 +196,10 @@ def test_options_of_the_flow_reach_the_prior(tiny_vae, tiny_vlae, kind, affine, 
     assert (jacobian.det().item() == pytest.approx(1, abs=1e-12)) == (not affine)
     assert prior.scannable == (order == "same")
     assert (jacobian.triu(1) != 0).any() == (order == "reversed")
+
+
+def test_a_posterior_without_a_variance_has_no_log_var():
+    model = VAE((1, 4, 4), latent_dim=2, architecture="mlp", posterior="iaf")
+    with pytest.raises(VlaeError, match="IAFPosterior"):
+        model(torch.zeros(2, 1, 4, 4))
+    assert model.compute_loss(torch.zeros(2, 1, 4, 4)).loss.isfinite()

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -10,10 +11,14 @@ import torch
 import vlae
 from vlae import VQVAE, VlaeError
 from vlae.cli import main
+from vlae.data import load
 from vlae.evaluation import evaluate
+from vlae.evaluation.probes import posterior_means
+from vlae.evaluation.report import print_table
 from vlae.models.base import LatentVariableModel
 from vlae.objectives import ELBO
 from vlae.training import run
+from vlae.training.callbacks import epoch_line
 from vlae.training.task import OptimizerSettings
 
 TINY = {"codes": 5, "code_dim": 3, "widths": [4], "prior_layers": 1, "prior_channels": 6}
@@ -304,9 +309,15 @@ def test_trains_evaluates_and_samples_from_the_command_line(tmp_path, monkeypatc
     assert main(["train", *words.split(), *trainer.split(), "--run.name", "vq"]) == 0
     (row,) = csv.DictReader((tmp_path / "outputs/vq/logs/metrics.csv").open())
     assert float(row["validation/rate"]) > 0
+    assert 1 <= float(row["validation/perplexity"]) <= 4
+    assert "validation/active_units" not in row
     assert main(["eval", "--run", "outputs/vq", "--nll_samples", "3", "--nll_images", "0"]) == 0
     result = json.loads((tmp_path / "outputs/vq/reports/evaluation.json").read_text())
     assert result["nll"] == pytest.approx(result["negative_elbo"], abs=1e-4)
+    assert f"perplexity {result['perplexity']:.2f} of {result['codes']} codes" in capsys.readouterr().out
+    written = dict(csv.reader((tmp_path / "outputs/vq/reports/metrics.csv").open()))
+    assert float(written["perplexity"]) == result["perplexity"] and result["active_units"] is None
+    assert int(written["codes_in_use"]) == result["codes_in_use"]
     assert main(["sample", "prior", "--run", "outputs/vq", "--count", "3"]) == 0
     assert main(["viz", "recon-grid", "--run", "outputs/vq", "--count", "3"]) == 0
 
@@ -327,7 +338,52 @@ def test_evaluation(options):
     assert result.ess == pytest.approx(5)
     shuffled = -model.decode(bound.z.roll(1, 0)).log_prob(x)
     assert result.shuffled_gap == pytest.approx((shuffled - bound.distortion).mean().item())
-    assert result.active_units == int((bound.z.double().var(0) > 0.01).sum())
+    shares = [share for k in range(5) if (share := (bound.z == k).double().mean().item())]
+    assert result.active_units is None
+    assert (result.codes_in_use, result.codes) == (len(shares), 5)
+    assert result.perplexity == pytest.approx(math.prod(share**-share for share in shares))
+    assert result.perplexity == pytest.approx(model.perplexity(x).item())
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(binary):
+    model, x = make(), binary(13)
+
+    def batches(size):
+        return lambda: [(x[i : i + size], range(i, min(i + size, 13))) for i in range(0, 13, size)]
+
+    first, *others = (evaluate(model, batches(size), nll_samples=2).to_dict() for size in (13, 1, 4))
+    assert 1 < first["codes_in_use"] <= 5 and 1 < first["perplexity"] < first["codes_in_use"] + 1e-9
+    for other in others:
+        assert other.keys() == first.keys()
+        for name, value in other.items():
+            assert value == (None if first[name] is None else pytest.approx(first[name], abs=1e-9)), name
+
+
+def test_the_training_line_shows_the_perplexity():
+    row = {"epoch": 2, "validation/rate": 1.0, "validation/distortion": 3.0, "validation/elbo": -4.0}
+    row |= {"validation/perplexity": 3.14159, "train/images_per_second": 10.0}
+    line = epoch_line(row, 5, 6)
+    assert "perplexity of the codes 3.1" in line and "active" not in line
+    other = {**{key: row[key] for key in row if key != "validation/perplexity"}, "validation/active_units": 4.0}
+    assert "active units 4/6" in epoch_line(other, 5, 6) and "perplexity" not in epoch_line(other, 5, 6)
+
+
+def test_the_report_shows_codes_and_no_units(binary, capsys):
+    x = binary(6)
+    result = evaluate(make(), lambda: [(x, range(6))])
+    result.codes_in_use, result.perplexity = 4, 3.14159
+    print_table(result, "a title", "VQVAE")
+    shown = capsys.readouterr().out
+    assert "perplexity 3.14 of 5 codes, 4 of them in use" in shown
+    assert "active" not in shown and "density of z" not in shown
+
+
+def test_probes_read_the_vectors_of_the_codes():
+    data = load("digits", "test").subset(7)
+    model = make((1, 8, 8), likelihood="categorical", likelihood_options={"levels": 17})
+    expected = model.codebook.vectors[model.encode(data.tensor().double()).mean].flatten(1)
+    assert expected.shape == (7, 16 * 3)
+    torch.testing.assert_close(posterior_means(model, data, 4), expected)
 
 
 def test_samples_come_from_the_prior_and_follow_the_generator():

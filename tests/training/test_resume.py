@@ -125,6 +125,17 @@ def test_another_model_is_not_resumed(tmp_path, monkeypatch):
         run.check_resumable(tmp_path / "run" / "ckpts" / "last.ckpt", VLAE((1, 8, 8), **{**SMALL, "latent_dim": 5}))
 
 
+def test_a_run_from_before_an_argument_existed_is_resumed(tmp_path, monkeypatch):
+    train(tmp_path / "run", monkeypatch, epochs=1)
+    last = tmp_path / "run" / "ckpts" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    del checkpoint["vlae"]["arguments"]["latent_maps"]
+    torch.save(checkpoint, last)
+    run.check_resumable(last, VLAE((1, 8, 8), decoder_layers=1, weight_norm=True, **SMALL))
+    with pytest.raises(VlaeError, match="another latent_maps"):
+        run.check_resumable(last, VLAE((1, 8, 8), decoder_layers=1, weight_norm=True, **SMALL, latent_maps=2))
+
+
 def test_resume_without_a_checkpoint_says_so(tmp_path, monkeypatch):
     with pytest.raises(VlaeError, match="nothing to resume"):
         train(tmp_path / "none", monkeypatch, resume=True)

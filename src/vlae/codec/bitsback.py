@@ -135,7 +135,8 @@ class ModelCoder:
                 raise VlaeError(f"the codec needs a Gaussian posterior; this model's is a {type(q).__name__}")
             self.prior: Prior = self.model.prior()
             nothing = torch.zeros(1, self.dimensions, dtype=torch.float64, device=self.device)
-            normals_of(self.prior.conditionals(nothing))
+            mean, _, _ = normals_of(self.prior.conditionals(nothing))
+        self.components = mean.shape[-1]
 
     # -- between arrays and tensors -----------------------------------------------------------------------------------
 
@@ -148,8 +149,9 @@ class ModelCoder:
         return torch.from_numpy(bins.values(z)).to(self.device)
 
     def lanes_at_once(self) -> int:
-        """How many lanes fit in memory: the largest tables are those of all sub-pixels of a batch."""
-        return max(1, LARGEST // (math.prod(self.shape) * self.levels))
+        """How many lanes fit in memory: the largest tables are those of all sub-pixels of a batch, or all latents."""
+        of_latents = self.dimensions * self.components * rounding.DIGIT
+        return max(1, LARGEST // max(math.prod(self.shape) * self.levels, of_latents))
 
     # -- parameters ---------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from vlae.distributions.densities import (
     PixelLaplace,
     PixelOptimalGaussian,
 )
+from vlae.distributions.making import make
 from vlae.distributions.noise import Generators, rand
 from vlae.distributions.pixelwise import (
     PixelBernoulli,
@@ -374,12 +375,7 @@ def make_likelihood(name: str, **options: Any) -> Likelihood:
         "laplace": Laplace,
         "charbonnier": Charbonnier,
     }
-    if name not in kinds:
-        raise VlaeError(f"unknown likelihood {name!r}: choose one of {', '.join(kinds)}")
-    try:
-        return kinds[name](**options)
-    except TypeError as error:
-        raise VlaeError(f"likelihood_options do not fit the likelihood {name!r}: {error}") from None
+    return make("likelihood", name, kinds, (), options)
 
 
 def _two_or_more(levels: int) -> int:

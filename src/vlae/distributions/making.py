@@ -23,7 +23,9 @@ def make(what: str, name: str, kinds: Mapping[str, Callable[..., Made]], given: 
     """
     if name not in kinds:
         raise VlaeError(f"unknown {what} {name!r}: choose one of {', '.join(kinds)}")
-    known = list(inspect.signature(kinds[name]).parameters.values())[len(given) :]
+    parameters = inspect.signature(kinds[name]).parameters.values()
+    # A class without a constructor of its own has PyTorch's, which takes anything.
+    known = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)][len(given) :]
     unknown = [option for option in options if option not in {parameter.name for parameter in known}]
     if unknown:
         choices = ", ".join(parameter.name for parameter in known) or "none"

@@ -91,7 +91,7 @@ class MapFlow(Prior):
     ) -> Tensor:
         """[*sample_shape, C, H, W]: f of noise that is scaled by the temperature. No gradients."""
         shape = (*sample_shape, *self.event_shape)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._full_precision():
             z = temperature * randn(sample_shape, None, self.event_shape, generator, self.like)
             z = z.reshape(-1, *self.event_shape)
             for step in reversed(self.steps):
@@ -118,9 +118,13 @@ class MapFlow(Prior):
     def scan(self, visit: Visit, count: int) -> Tensor:
         """Visits the values along the wavefront (`Pixels`): [count, C, H, W] made of what `visit` returns."""
         self._require_one_order()
-        with torch.inference_mode():
+        with torch.inference_mode(), self._full_precision():
             z = self._walk(self.steps, self._schedule(), visit, count)
         return z.clone()
+
+    def _full_precision(self) -> torch.autocast:
+        """The evaluators' buffers have the networks' own dtype, so mixed precision has to stay outside."""
+        return torch.autocast(self.like.device.type, enabled=False)
 
     def _schedule(self) -> Schedule:
         _, height, width = self.event_shape

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -223,9 +222,14 @@ class VampPrior(PriorModule):
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
-        """Starts from images x [B, C, H, W] in [0, 1], again from the first where there are too few of them."""
-        x = x.to(self.raw).repeat(math.ceil(len(self.raw) / len(x)), 1, 1, 1)[: len(self.raw)]
-        self.raw.copy_(x.clamp(0.02, 0.98).logit())  # a sigmoid never reaches 0 and 1, and its gradient dies near them
+        """Starts from images x [B, C, H, W] in [0, 1]; where there are too few of them the others stay random.
+
+        Two pseudo-inputs from one image would get the same gradients, and so stay the same.
+        """
+        x = x.to(self.raw)[: len(self.raw)]
+        self.raw[: len(x)].copy_(
+            x.clamp(0.02, 0.98).logit()
+        )  # a sigmoid never reaches 0 and 1, and its gradient dies near them
 
     def forward(self, encode: Callable[[Tensor], Distribution]) -> GaussianMixture:
         """The prior, given the function from images [K, C, H, W] to their diagonal Gaussian posteriors."""

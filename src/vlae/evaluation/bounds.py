@@ -16,6 +16,7 @@ from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
 from vlae.models.ladder import LadderBound
 from vlae.models.latents import Latents, each, joined, some
+from vlae.models.vqvae import VQVAE
 
 # Images [B, C, H, W], their positions in the data set, and for conditional models their context.
 Batch = tuple[Tensor, Sequence[int]] | tuple[Tensor, Sequence[int], Tensor | None]
@@ -66,12 +67,14 @@ class Evaluation:
             where z has no density (`has_bound` is False).
         negative_elbo: distortion + rate; `negative_elbo_error` its standard error.
         shuffled_gap: nats lost in distortion where each image is decoded with another image's z.
-        active_units: latent dimensions in use; `latent_dim` of how many.
+        active_units: latent dimensions in use; None where they hold discrete codes. `latent_dim` of how many.
         bits_per_latent: mean rate of each latent dimension, bits.
         bits_per_dim: -ELBO in bits per sub-pixel; None for densities, which would need dequantised data.
         nll: importance-weighted -log p(x) at `nll_samples` samples; `nll_error` its standard error, `ess` the mean
             effective sample size. None where not asked for. `nll_images` says on how many (the first) images.
         rate_per_level: of a ladder the rate of each level against the one above it, z_1 first; else empty.
+        perplexity: of discrete codes how many are used in effect: exp of the entropy of how often each occurs, over all
+            places of all images; `codes_in_use` how many occur at all, `codes` how many there are. Else None.
     """
 
     images: int
@@ -81,7 +84,7 @@ class Evaluation:
     negative_elbo: float | None
     negative_elbo_error: float | None
     shuffled_gap: float
-    active_units: int
+    active_units: int | None
     latent_dim: int
     bits_per_latent: list[float] = field(repr=False)
     bits_per_dim: float | None = None
@@ -92,6 +95,9 @@ class Evaluation:
     nll_bits_per_dim: float | None = None
     ess: float | None = None
     rate_per_level: list[float] = field(default_factory=list)
+    perplexity: float | None = None
+    codes_in_use: int | None = None
+    codes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -159,6 +165,9 @@ def evaluate(
             bits_per_latent=statistics.bits_per_dimension.flatten().tolist(),
             bits_per_dim=None if per_value is None else total.mean().item() * per_value,
             rate_per_level=torch.cat(levels).mean(0).tolist() if levels else [],
+            perplexity=statistics.perplexity,
+            codes_in_use=statistics.codes_in_use,
+            codes=len(model.codebook.vectors) if isinstance(model, VQVAE) else None,
         )
         if not model.has_bound:  # the zeros in the rate's place are none
             result.rate = result.rate_bits = result.negative_elbo = result.negative_elbo_error = None

@@ -19,6 +19,7 @@ from vlae.data import ImageDataset
 from vlae.errors import VlaeError
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
+from vlae.models.vqvae import VQVAE
 
 NEIGHBOURS = 5
 
@@ -62,7 +63,10 @@ def shares_classes(train: ImageDataset, test: ImageDataset) -> bool:
 
 @torch.no_grad()
 def posterior_means(model: LatentVariableModel, dataset: ImageDataset, batch_size: int = 250) -> Tensor:
-    """The mean of q(z|x) of every image, float64 [N, D]; maps and the levels of a ladder in one row."""
+    """The mean of q(z|x) of every image, float64 [N, D]; maps and the levels of a ladder in one row.
+
+    Of a VQ-VAE the vectors of its codes, which the decoder reads: the numbers of codes are in no order.
+    """
     x = dataset.tensor().to(next(model.parameters()).dtype)  # one draw, where the binarisation is drawn at each visit
     context = model.context_of(dataset.labels, dataset.factors, dataset.name)
     rows = []
@@ -70,7 +74,8 @@ def posterior_means(model: LatentVariableModel, dataset: ImageDataset, batch_siz
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
             told = given(None if context is None else context[part])
-            rows.append(flattened(model.encode(x[part], **told).mean))
+            means = model.encode(x[part], **told).mean
+            rows.append(flattened(model.codebook(means) if isinstance(model, VQVAE) else means))
     return torch.cat(rows)
 
 

@@ -51,7 +51,8 @@ def run(
     started = time.monotonic()
     result = evaluate_dataset(model, dataset, nll_samples, nll_images, batch_size, seed)
     seconds = time.monotonic() - started
-    print_table(result, f"{type(model).__name__} on {dataset.protocol} ({seconds:.0f} s)")
+    kind = type(model).__name__
+    print_table(result, f"{kind} on {dataset.protocol} ({seconds:.0f} s)", kind)
     values = {"data": dataset.protocol, "seed": seed, "seconds": round(seconds, 1), **result.to_dict()}
     write_text(directory / "evaluation.json", json.dumps(values, indent=2) + "\n")
     write_text(directory / "metrics.csv", _csv(result))
@@ -71,8 +72,8 @@ def compare(result: Evaluation, expected: dict[str, float]) -> int:
     return int(failed)
 
 
-def print_table(result: Evaluation, title: str) -> None:
-    """The evaluation as a console table, nats and bits."""
+def print_table(result: Evaluation, title: str, kind: str = "model") -> None:
+    """The evaluation as a console table, nats and bits; `kind` is what the model is called, its class."""
     table = Table(title=title, title_justify="left")
     table.add_column("per image")
     for column in ("nats", "bits", "bits/dim", ""):
@@ -86,7 +87,8 @@ def print_table(result: Evaluation, title: str) -> None:
 
     row("distortion", result.distortion, "-log p(x|z)" + ("" if bounded else f", {result.images} images"))
     if result.rate is not None:
-        row("rate", result.rate, f"KL(q(z|x) || p(z)), {result.active_units} of {result.latent_dim} units active")
+        used = "" if result.active_units is None else f", {result.active_units} of {result.latent_dim} units active"
+        row("rate", result.rate, f"KL(q(z|x) || p(z)){used}")
     for level, rate in enumerate(result.rate_per_level, 1):
         top = level == len(result.rate_per_level)
         row(f"  of z_{level}", rate, "from N(0, I)" if top else f"from p(z_{level}|z_{level + 1})")
@@ -99,8 +101,12 @@ def print_table(result: Evaluation, title: str) -> None:
     row("shuffled z costs", result.shuffled_gap, "distortion with another image's z, less the distortion")
     console = Console()
     console.print(table)
+    if result.perplexity is not None:
+        console.print(
+            f"perplexity {result.perplexity:.2f} of {result.codes} codes, {result.codes_in_use} of them in use"
+        )
     if not bounded:
-        console.print("a denoising autoencoder has no density of z: its distortion alone is given")
+        console.print(f"a {kind} has no density of z: its distortion alone is given")
     elif result.bits_per_dim is None:
         console.print("a density: nats of continuous data; bits/dim would need dequantised images")
 

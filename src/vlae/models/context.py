@@ -63,18 +63,18 @@ class Condition(nn.Module):
         if context is None:
             raise VlaeError(f"this model is conditional: give context= ({self.expected})")
         device = next(self.parameters()).device
-        context = torch.as_tensor(context, device=device)
+        try:
+            context = given = torch.as_tensor(context, device=device)
+        except (TypeError, ValueError, RuntimeError):
+            raise VlaeError(f"expected as context {self.expected}; got {type(context).__name__}") from None
         if context.ndim == (0 if self.classes else 1):
             context = context.expand(count, *context.shape)
         whole = not context.is_floating_point() and context.dtype != torch.bool
         shape = (count,) if self.classes else (count, self.attributes)
         if tuple(context.shape) != shape or (self.classes and not whole):
-            raise VlaeError(f"expected as context {self.expected}; got {context.dtype} {list(context.shape)}")
+            raise VlaeError(f"expected as context {self.expected}; got {given.dtype} {list(given.shape)}")
         if self.classes and count and not 0 <= int(context.min()) <= int(context.max()) < self.classes:
-            raise VlaeError(
-                f"expected labels from 0 to {self.classes - 1}; got {int(context.min())} to {int(context.max())}: "
-                f"set classes={int(context.max()) + 1}"
-            )
+            raise VlaeError(f"expected labels from 0 to {self.classes - 1}; got {_span(context)}")
         if not self.classes and not bool(torch.isfinite(context.to(self.mean.dtype)).all()):
             raise VlaeError("attributes must be finite: the context holds NaN or infinity")
         return context.long() if self.classes else context
@@ -84,6 +84,10 @@ class Condition(nn.Module):
         given, what = (labels, "labels") if self.classes else (factors, "factors")
         if given is None:
             raise VlaeError(f"this model is conditional on {what}, and {name} has none: choose another data set")
+        if self.classes and len(given) and int(given.max()) >= self.classes:
+            raise VlaeError(f"{name} has labels up to {int(given.max())}: set classes={int(given.max()) + 1}")
+        if self.attributes and given.ndim == 2 and given.shape[1] != self.attributes:
+            raise VlaeError(f"{name} has {given.shape[1]} factors per image: set attributes={given.shape[1]}")
         return self.check(given, len(given))
 
     @torch.no_grad()
@@ -94,6 +98,11 @@ class Condition(nn.Module):
             self.mean.copy_(values.mean(0))
             deviation = values.std(0) if len(values) > 1 else torch.ones_like(self.deviation)
             self.deviation.copy_(torch.where(deviation > 0, deviation, torch.ones_like(deviation)))
+
+
+def _span(labels: Tensor) -> str:
+    low, high = int(labels.min()), int(labels.max())
+    return str(low) if low == high else f"{low} to {high}"
 
 
 class ContextPlane(nn.Module):

@@ -5,12 +5,14 @@ With `maps`, from latent maps [B, in_features, h, w] at the resolution after the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from vlae.errors import VlaeError
 from vlae.models.encoders import ConvEncoder, ImageShape, MLPEncoder, ResNetEncoder, sizes_of
-from vlae.nn.pixelcnn import Trunk
+from vlae.nn.pixelcnn import Trunk, make_trunk
 from vlae.nn.receptive import ReceptiveField
 from vlae.nn.residual import ResidualBlock, upsample
 
@@ -101,6 +103,17 @@ ARCHITECTURES: dict[str, tuple[type[nn.Module], type[nn.Module], tuple[int, ...]
     "conv": (ConvEncoder, ConvDecoder, (32, 64)),
     "resnet": (ResNetEncoder, ResNetDecoder, (16, 32, 32)),
 }
+
+
+def trunk(
+    stacks: str, trunk_options: Mapping[str, Any] | None, pointwise_blocks: int, tied: bool, **sizes: Any
+) -> Trunk:
+    """`make_trunk` for a model's own arguments; refuses trunk options that are the model's to set, or unknown."""
+    options = dict(trunk_options or {})
+    own = ("memory", "heads", "hidden")
+    if unknown := [name for name in options if name not in own]:
+        raise VlaeError(f"trunk_options has no option {unknown[0]!r}: its options are {', '.join(own)}")
+    return make_trunk(stacks, pointwise_blocks=pointwise_blocks, tied=tied, **options, **sizes)
 
 
 class AutoregressiveDecoder(nn.Module):

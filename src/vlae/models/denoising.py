@@ -16,6 +16,7 @@ from vlae.errors import VlaeError
 from vlae.models.base import Bound, check_sizes, likelihood_for
 from vlae.models.decoders import ARCHITECTURES
 from vlae.models.textbook import Textbook
+from vlae.nn.spectralnorm import apply_spectral_norm
 
 # The least and the most noise of each corruption; an end that is not itself allowed is said in words.
 CORRUPTIONS = {
@@ -48,7 +49,8 @@ class DenoisingAutoencoder(Textbook):
     training batches, those that the decoder learned from: ad hoc (Ghosh et al. 2020, arXiv 1903.12436).
 
     In eval mode nothing is corrupted. In train mode the noise is PyTorch's global one, which training seeds for each
-    step, unless a generator is given.
+    step, unless a generator is given. With architecture "conv" the running statistics of batch normalisation are those
+    of corrupted images, while eval mode shows clean ones; "resnet" and "mlp" have none.
 
     Args:
         image_shape: (C, H, W), any size.
@@ -61,6 +63,7 @@ class DenoisingAutoencoder(Textbook):
             0), each sub-pixel on its own.
         noise: the probability of that, or the standard deviation.
         decay: of the fitted Gaussian: how slowly it forgets earlier batches.
+        spectral_norm: spectral normalisation of the decoder.
 
     Example:
         >>> model = DenoisingAutoencoder(image_shape=(1, 8, 8), latent_dim=4, architecture="mlp")
@@ -83,6 +86,7 @@ class DenoisingAutoencoder(Textbook):
         corruption: str = "bernoulli_flip",
         noise: float = 0.2,
         decay: float = 0.99,
+        spectral_norm: bool = False,
     ):
         super().__init__()
         self.image_shape = check_sizes(image_shape, latent_dim)
@@ -101,6 +105,8 @@ class DenoisingAutoencoder(Textbook):
         channels, height, width = self.image_shape
         self.encoder = encoder(self.image_shape, latent_dim, widths)
         self.decoder = decoder(latent_dim, (channels * self.likelihood.parameters_per_value, height, width), widths)
+        if spectral_norm:
+            apply_spectral_norm(self.decoder)
         self.prior_module = FittedGaussian(latent_dim, decay)
 
     def corrupt(self, x: Tensor, generator: Generators = None) -> Tensor:

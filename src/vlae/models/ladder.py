@@ -20,6 +20,7 @@ from vlae.errors import VlaeError, require_positive
 from vlae.models.base import Bound, check_sizes, likelihood_for
 from vlae.models.decoders import ARCHITECTURES
 from vlae.models.textbook import Textbook
+from vlae.nn.spectralnorm import apply_spectral_norm
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ class LadderVAE(Textbook):
         posterior: "ladder" (below the top the precision-weighted product of the message from the image and the prior
             from above), or "bottom_up" (the message alone: given x the levels are independent).
         beta: used by `compute_loss` alone; the training objective has its own.
+        spectral_norm: spectral normalisation of the decoder.
 
     Example:
         >>> model = LadderVAE(image_shape=(1, 8, 8), latent_dims=(4, 2), hidden=16)
@@ -150,6 +152,7 @@ class LadderVAE(Textbook):
         hidden: int = 128,
         posterior: str = "ladder",
         beta: float = 1.0,
+        spectral_norm: bool = False,
     ):
         super().__init__()
         dims = check_levels_of_latents(latent_dims)
@@ -169,6 +172,8 @@ class LadderVAE(Textbook):
         self.encoder = BottomUp(image_network(self.image_shape, hidden, widths), dims, hidden)
         self.prior_module = LadderPriorModule(dims, hidden)
         self.decoder = mirror(dims[0], (parameters, height, width), widths)
+        if spectral_norm:
+            apply_spectral_norm(self.decoder)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:

@@ -13,7 +13,7 @@ from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.distributions.priors import StandardNormal, StandardNormalPrior
 from vlae.errors import VlaeError, require_positive
 from vlae.models.base import LatentVariableModel, check_sizes, likelihood_for
-from vlae.nn.pixelcnn import make_trunk
+from vlae.models.decoders import trunk
 
 
 class PixelCNN(LatentVariableModel):
@@ -65,9 +65,11 @@ class PixelCNN(LatentVariableModel):
         self.latent_shape = (0,)
         self.likelihood = likelihood_for(self.image_shape, likelihood, likelihood_options, autoregressive=True)
         self.prior_module = StandardNormalPrior(0)
-        self.decoder = make_trunk(
+        self.decoder = trunk(
             stacks,
-            **{"pointwise_blocks": pointwise_blocks, "tied": tied, **(trunk_options or {})},
+            trunk_options,
+            pointwise_blocks,
+            tied,
             image_channels=self.image_shape[0],
             parameters=self.likelihood.parameters_per_value,
             layers=decoder_layers,

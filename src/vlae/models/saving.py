@@ -51,7 +51,8 @@ class Savable(nn.Module):
                 arguments = dict(list(bound.arguments.items())[1:])
                 for name, parameter in inspect.signature(construct).parameters.items():
                     if parameter.kind is parameter.VAR_KEYWORD:  # arguments of a base class
-                        arguments.update(arguments.pop(name, {}))
+                        handed_on = arguments.pop(name, {})
+                        arguments = {**cls._defaults(), **arguments, **handed_on}
                 construct(self, *args, **kwargs)
                 self.config = json.loads(json.dumps(arguments))
                 self.metadata = {}
@@ -63,13 +64,21 @@ class Savable(nn.Module):
     @classmethod
     def argument_names(cls) -> list[str]:
         """The names of the constructor's arguments, those that it hands on to its base class among them."""
-        names: list[str] = []
+        return list(cls._arguments())
+
+    @classmethod
+    def _arguments(cls) -> dict[str, inspect.Parameter]:
+        found: dict[str, inspect.Parameter] = {}
         for base in cls.__mro__:  # from here up to the first that hands nothing on
-            parameters = list(inspect.signature(base).parameters.values())
-            names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+            parameters = inspect.signature(base).parameters.values()
+            found = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD} | found
             if all(p.kind is not p.VAR_KEYWORD for p in parameters):
                 break
-        return list(dict.fromkeys(names))
+        return found
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        return {name: p.default for name, p in cls._arguments().items() if p.default is not p.empty}
 
     def save_pretrained(self, path: str | os.PathLike[str], card: str | None = None) -> Path:
         """Writes the model to the directory `path`, replacing a model that is there; returns the path.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
+from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.errors import VlaeError, require_positive
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
@@ -94,6 +95,10 @@ class Textbook(LatentVariableModel):
         self.check(images)
         told = given(self.check_context(context, len(images)))
         q = self.encode(images, **told)
+        if not isinstance(q, DiagonalGaussian):
+            raise VlaeError(
+                f"mu and log_var are a Gaussian's, and this posterior is a {type(q).__name__}: use encode(x)"
+            )
         z = q.rsample()
         return VAEOutput(self.decode(z, **told).reconstruction.reshape(x.shape), q.mean, 2 * q.log_stddev, z)
 

@@ -15,10 +15,9 @@ from vlae.distributions.priors import VampPrior, make_prior
 from vlae.errors import VlaeError, require_positive
 from vlae.models.base import LatentVariableModel, check_sizes, likelihood_for
 from vlae.models.context import Condition, ContextPlane
-from vlae.models.decoders import ARCHITECTURES, AutoregressiveDecoder, ResNetDecoder
+from vlae.models.decoders import ARCHITECTURES, AutoregressiveDecoder, ResNetDecoder, trunk
 from vlae.models.encoders import ImageShape, ResNetEncoder, sizes_of
 from vlae.models.textbook import Textbook
-from vlae.nn.pixelcnn import make_trunk
 from vlae.nn.spectralnorm import apply_spectral_norm
 from vlae.nn.weightnorm import apply_weight_norm, data_dependent_init
 
@@ -45,14 +44,19 @@ class SingleLevelModel(LatentVariableModel):
         if flow["order"] not in ("reversed", "same"):
             raise VlaeError(f"flow_order must be 'reversed' or 'same'; got {flow['order']!r}")
         options = dict(prior_options or {})
-        if prior == "flow" and not flow["steps"]:
+        if prior == "flow" and not options.get("steps", flow["steps"]):
             prior = "normal"
+            options.pop("steps", None)
         elif prior == "flow" and len(latent_shape) == 3:
             prior, options = "map_flow", {**{key: flow[key] for key in ("steps", "order", "affine")}, **options}
         elif prior == "flow":
             options = {**flow, **options}
         elif prior == "vamp":
             options["image_shape"] = self.image_shape
+            if posterior != "gaussian":
+                raise VlaeError(
+                    f"a VampPrior mixes Gaussian posteriors: choose posterior 'gaussian', not {posterior!r}"
+                )
             if "mean_norm" in (posterior_options or {}):
                 raise VlaeError(
                     "mean_norm normalises over a batch, and a VampPrior's pseudo-inputs are none: leave one"
@@ -323,9 +327,11 @@ class VLAE(SingleLevelModel):
         require_positive("context_channels", context_channels)
         require_positive("encoder_hidden", encoder_hidden)
         image_channels, height, width = self.image_shape
-        pixels = make_trunk(
+        pixels = trunk(
             stacks,
-            **{"pointwise_blocks": pointwise_blocks, "tied": tied, **(trunk_options or {})},
+            trunk_options,
+            pointwise_blocks,
+            tied,
             image_channels=image_channels,
             parameters=self.likelihood.parameters_per_value,
             layers=decoder_layers,

@@ -18,6 +18,7 @@ from vlae.models.decoders import ARCHITECTURES
 from vlae.models.encoders import sizes_of
 from vlae.models.textbook import Textbook
 from vlae.nn.quantise import Codebook, CodePixelCNN, perplexity_of, straight_through
+from vlae.nn.spectralnorm import apply_spectral_norm
 
 TEXTBOOK_NAMES = {"num_embeddings": "codes", "embedding_dim": "code_dim", "commitment_cost": "commitment"}
 
@@ -77,6 +78,7 @@ class VQVAE(Textbook):
         prior_kernel_size: odd.
         prior_stacks: "two", "slanted", "plain", "row_lstm" or "attention", as of `PixelCNN`.
         beta: multiplies the rate in `compute_loss` alone: how fast the prior learns.
+        spectral_norm: spectral normalisation of the decoder.
 
     Example:
         >>> model = VQVAE(image_shape=(1, 8, 8), codes=16, code_dim=4, widths=[8], prior_layers=1)
@@ -106,6 +108,7 @@ class VQVAE(Textbook):
         prior_kernel_size: int = 3,
         prior_stacks: str = "two",
         beta: float = 1.0,
+        spectral_norm: bool = False,
     ):
         super().__init__()
         self.image_shape = check_sizes(image_shape, latent_dim=1)
@@ -125,6 +128,8 @@ class VQVAE(Textbook):
         maps: dict[str, Any] = {"maps": True}
         self.encoder = encoder(self.image_shape, code_dim, widths, **maps)
         self.decoder = decoder(code_dim, (parameters, height, width), widths, **maps)
+        if spectral_norm:
+            apply_spectral_norm(self.decoder)
         self.prior_network = CodePixelCNN(
             codes,
             prior_stacks,

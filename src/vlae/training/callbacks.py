@@ -109,7 +109,8 @@ class EpochReport(Callback):
 
 
 def epoch_line(row: dict[str, float], max_epochs: int | None, latent_dim: int, has_bound: bool = True) -> str:
-    """One epoch in one line: distortion, rate in nats and bits, -ELBO, active units, speed, skipped steps.
+    """One epoch in one line: distortion, rate in nats and bits, -ELBO, active units or perplexity, speed, skipped
+    steps.
 
     Without a bound the distortion stands alone.
     """
@@ -126,6 +127,8 @@ def epoch_line(row: dict[str, float], max_epochs: int | None, latent_dim: int, h
             )
     if "validation/active_units" in row:
         parts.append(f"active units {row['validation/active_units']:.0f}/{latent_dim}")
+    if "validation/perplexity" in row:
+        parts.append(f"perplexity of the codes {row['validation/perplexity']:.1f}")
     parts.append(f"{row['train/images_per_second']:.0f} images/s")
     if row.get("train/bad_steps"):
         parts.append(f"{row['train/bad_steps']:.0f} steps skipped (NaN or infinite)")

@@ -286,7 +286,8 @@ def check_resumable(last: Path, model: LatentVariableModel) -> None:
     """Refuses to resume from a checkpoint that is missing, damaged, or of a model with other settings."""
     if not last.is_file():
         raise VlaeError(f"nothing to resume: {last} does not exist; train without --resume")
-    stored = read_checkpoint(last)["vlae"]["arguments"]
+    about = read_checkpoint(last)["vlae"]
+    stored = build(about["model"], about["arguments"]).config  # with the defaults of arguments that are new since
     different = [key for key in {**stored, **model.config} if stored.get(key) != model.config.get(key)]
     if different:
         raise VlaeError(

@@ -182,7 +182,9 @@ class Task(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs validation means."""
         metrics = mean_terms("validation", self.validation_terms)
-        metrics["validation/active_units"] = float(self.statistics.active_units)
+        for name in ("active_units", "perplexity"):  # perplexity is of discrete codes, active units of all others
+            if (value := getattr(self.statistics, name)) is not None:
+                metrics[f"validation/{name}"] = float(value)
         self.log_dict(metrics, sync_dist=True)
 
     def on_train_start(self) -> None:
