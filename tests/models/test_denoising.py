@@ -270,7 +270,7 @@ def test_trains_evaluates_and_samples_from_the_command_line(tmp_path, monkeypatc
     distortions = [float(row["validation/distortion"]) for row in rows]
     assert distortions[-1] < distortions[0]
     assert main(["eval", "--run", "outputs/dae"]) == 0
-    assert "no density of z" in capsys.readouterr().out
+    assert "a DenoisingAutoencoder has no density of z" in capsys.readouterr().out
     result = json.loads((tmp_path / "outputs/dae/reports/evaluation.json").read_text())
     assert result["distortion"] > 0
     assert result["negative_elbo"] is None
