@@ -245,7 +245,7 @@ def test_impossible_scales_are_refused(name, scale):
 def test_only_a_gaussian_has_an_optimal_scale():
     with pytest.raises(VlaeError, match="scale must be"):
         make_likelihood("laplace", scale="optimal")
-    with pytest.raises(VlaeError, match="do not fit the likelihood 'laplace'"):
+    with pytest.raises(VlaeError, match="likelihood 'laplace' has no option 'sigma'"):
         make_likelihood("laplace", sigma=0.1)
 
 

@@ -169,9 +169,9 @@ def test_data_without_labels_are_refused_by_name():
         Condition(classes=3).of(None, None, "mnist_static")
     with pytest.raises(VlaeError, match=r"factors.*digits"):
         Condition(attributes=3).of(torch.zeros(2), None, "digits")
-    with pytest.raises(VlaeError, match="digits.*set classes=10"):
+    with pytest.raises(VlaeError, match=r"digits.*set classes=10"):
         Condition(classes=3).of(torch.tensor([2, 9]), None, "digits")
-    with pytest.raises(VlaeError, match="dsprites.*set attributes=5"):
+    with pytest.raises(VlaeError, match=r"dsprites.*set attributes=5"):
         Condition(attributes=3).of(None, torch.zeros(4, 5), "dsprites")
     assert Condition(classes=3).of(torch.tensor([2]), None, "x").tolist() == [2]
 

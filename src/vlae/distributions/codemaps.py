@@ -44,7 +44,7 @@ class CodeMapPrior(Prior):
         return self.of_images(len(x)).conditionals(x).log_prob(x).view(z.shape)
 
     def noise_of(self, z: Tensor) -> Tensor:
-        """The codes as numbers, [..., h, w]: they stand for no Gaussian noise, but vary where the code is in use."""
+        """The codes as numbers, [..., h, w], for code that asks every prior: they stand for no Gaussian noise."""
         return z.to(self.like.dtype)
 
     @torch.no_grad()

@@ -8,7 +8,8 @@ to. `Factorised` and `vlae.distributions.autoregressive.Autoregressive` make dis
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -56,6 +57,15 @@ class Likelihood(nn.Module):
         What a factorised decoder asks for; the log_prob of the sub-pixels adds up to that of the image.
         """
         return self(parameters, temperature)
+
+    @property
+    def pools_batch(self) -> bool:
+        """Whether an image's log-probability depends on the other images of the batch, as some do in training."""
+        return False
+
+    def unobserved(self) -> AbstractContextManager[None]:
+        """For passes that training makes besides the bound's: inside, only gradients are learned from."""
+        return nullcontext()
 
     def check(self, x: Tensor) -> None:
         """Refuses images that hold anything but this likelihood's values."""
@@ -225,6 +235,7 @@ class Gaussian(LocationScale):
 
     def __init__(self, sigma: float | str | None = None):
         super().__init__("sigma", sigma, "optimal")
+        self._observing = True
         if sigma == "optimal":
             self.register_buffer("error_sum", torch.tensor(0.0))  # of mean squared errors, weighted by age
             self.register_buffer("error_weight", torch.tensor(0.0))  # the sum of those weights
@@ -232,7 +243,7 @@ class Gaussian(LocationScale):
     def forward(self, parameters: Tensor, temperature: float = 1.0) -> PixelGaussian:
         """parameters [..., P]: the logit of the mean, and with "pixel" s; the temperature multiplies sigma."""
         mean, sigma = self.location_and_scale(parameters)
-        if self.training and self.scale == "optimal":
+        if self.pools_batch:
             return PixelOptimalGaussian(mean, sigma * temperature, LEAST, temperature, self._observe)
         return PixelGaussian(mean, sigma * temperature)
 
@@ -243,8 +254,24 @@ class Gaussian(LocationScale):
         error, weight = self.get_buffer("error_sum"), self.get_buffer("error_weight")
         return torch.where(weight > 0, error / weight + LEAST**2, START**2).sqrt()
 
+    @property
+    def pools_batch(self) -> bool:
+        """Optimal sigma in training is that of the batch."""
+        return self.training and self.scale == "optimal"
+
+    @contextmanager
+    def unobserved(self) -> Iterator[None]:
+        """Errors inside do not enter the average."""
+        self._observing, before = False, self._observing
+        try:
+            yield
+        finally:
+            self._observing = before
+
     def _observe(self, error: Tensor, decay: float = 0.99) -> None:
         """Enters a batch's error into the average; an error that is not finite is left out."""
+        if not self._observing:
+            return
         for name, value in (("error_sum", error), ("error_weight", torch.ones_like(error))):
             buffer = self.get_buffer(name)
             buffer.copy_(torch.where(error.isfinite(), buffer.lerp(value.to(buffer), 1 - decay), buffer))

@@ -56,6 +56,7 @@ class LatentVariableModel(Savable):
         likelihood: what the decoder's numbers mean.
         condition: what a conditional model is told about each image; None where it is told nothing. Conditional models
             take `context=` in `encode`, `decode`, `prior`, and in all methods below that take images or make them.
+        discrete: whether z is discrete codes, which no gradient passes through.
         has_bound: False for autoencoders without a density of z, whose distortion alone means something.
     """
 
@@ -63,6 +64,7 @@ class LatentVariableModel(Savable):
     latent_shape: tuple[Any, ...]
     likelihood: Likelihood
     condition: Condition | None
+    discrete: bool = False
     has_bound: bool = True
 
     def __init__(self) -> None:

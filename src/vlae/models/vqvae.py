@@ -90,6 +90,8 @@ class VQVAE(Textbook):
 
     like: Tensor
 
+    discrete = True
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],

@@ -20,6 +20,8 @@ class Capacity(Objective):
         finish: C rises linearly from 0 until this share of the training, then stays. Not used with a schedule.
     """
 
+    needs_rate = raises_rate = True
+
     def __init__(self, max_nats: float | Schedule = 25.0, gamma: float | Schedule = 100.0, finish: float = 0.5):
         super().__init__()
         as_weight("max_nats", max_nats)

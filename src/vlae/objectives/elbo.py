@@ -18,8 +18,23 @@ class Objective(nn.Module):
     adapts is in buffers or in `get_extra_state`, so that it travels with checkpoints.
     """
 
+    # Whether the loss weighs the rate in a way that needs one, and whether it may push the rate up.
+    needs_rate = False
+    raises_rate = False
+
+    def check(self, model: LatentVariableModel) -> None:
+        """Refuses a model that it can't train, before anything is written."""
+        kind = type(self).__name__
+        if self.needs_rate and not model.has_bound:
+            raise VlaeError(f"{kind} weighs the rate, and a {type(model).__name__} has none: train it by a plain ELBO")
+        if self.raises_rate and model.discrete:
+            raise VlaeError(
+                f"{kind} may raise the rate, which makes the prior of a {type(model).__name__} worse and its codes no "
+                "better: train it by an ELBO without free bits"
+            )
+
     def prepare(self, model: LatentVariableModel) -> None:
-        """Called once before training, for what depends on the model's shapes; refuses a model that it can't train."""
+        """Called once before training, for what depends on the model's shapes."""
 
     def compute(
         self, model: LatentVariableModel, x: Tensor, progress: float, context: Tensor | None = None
@@ -61,6 +76,8 @@ class ELBO(Objective):
         if per not in ("image", "level", "channel", "dimension"):
             raise VlaeError(f"free bits are given per 'image', 'level', 'channel' or 'dimension'; got {per!r}")
         self.beta, self.free_nats, self.per = as_weight("beta", beta), as_weight("free_nats", free_nats), per
+        self.raises_rate = free_nats != 0
+        self.needs_rate = self.raises_rate or beta != 1
 
     def forward(self, bound: Bound, progress: float) -> Tensor:
         """The loss at this progress."""
@@ -93,6 +110,7 @@ class SoftFreeBits(Objective):
         minimum: gamma never falls below it.
     """
 
+    needs_rate = raises_rate = True
     gamma: Tensor
     total: Tensor
     count: Tensor

@@ -45,6 +45,8 @@ class IWAE(Objective):
         """Minus the bound of K samples for images x [B, C, H, W], averaged over the batch; and the ELBO's terms."""
         if not model.has_bound:
             raise VlaeError(f"a {type(model).__name__} has no density of z, so no importance weights: train it by ELBO")
+        if model.likelihood.pools_batch:
+            raise VlaeError("IWAE weighs images one by one, and sigma 'optimal' is that of a batch: learn sigma (null)")
         bound = model.elbo(x, context=context)
         if model.latent_size:  # without any code the weights are p(x) itself
             require_continuous(model, bound.z, "IWAE")

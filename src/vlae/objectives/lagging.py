@@ -35,6 +35,7 @@ class LaggingInference(ELBO):
         per: str = "image",
     ):
         super().__init__(beta, free_nats, per)
+        self.needs_rate = True
         require_positive("inner_steps", inner_steps)
         if not 0 < until <= 1:
             raise VlaeError(f"until must be a share of the training, above 0 and at most 1; got {until}")

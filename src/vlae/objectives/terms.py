@@ -64,6 +64,10 @@ class WithTerms(Objective):
         self.objective = ELBO() if objective is None else objective
         self.terms = nn.ModuleList(terms)
 
+    def check(self, model: LatentVariableModel) -> None:
+        """The objective's."""
+        self.objective.check(model)
+
     def prepare(self, model: LatentVariableModel) -> None:
         """Prepares the objective and the terms."""
         self.objective.prepare(model)
@@ -238,4 +242,5 @@ class LatentNoise(Term):
         """The distortion at the noisy code, averaged over the batch."""
         require_continuous(model, bound.z, "the term of latent noise")
         noisy = each(lambda z: z + self.sigma * torch.randn_like(z), bound.z)
-        return -model.decode(noisy, **given(context)).log_prob(x).mean()
+        with model.likelihood.unobserved():
+            return -model.decode(noisy, **given(context)).log_prob(x).mean()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlae.evaluation import BITS
 from vlae.files import replacing
-from vlae.objectives import SoftFreeBits
+from vlae.objectives import ELBO, GECO, Capacity, SoftFreeBits, WithTerms
 from vlae.training.speed import compile_networks, eager
 from vlae.training.task import Task
 
@@ -144,16 +144,24 @@ def collapse_warning(rate: float, task: Task) -> str | None:
     if "decoder_layers" in config:
         advice.append(f"fewer decoder layers (--model.decoder_layers, now {config['decoder_layers']})")
         advice.append(f"a smaller kernel (--model.kernel_size, now {config['kernel_size']})")
-    objective = getattr(task.objective, "objective", task.objective)  # what extra terms are added to
+    objective, key = task.objective, "--objective"
+    if isinstance(objective, WithTerms):
+        objective, key = objective.objective, "--objective.objective"
     if isinstance(objective, SoftFreeBits):
-        advice.append(f"a higher target rate (--objective.target_nats, now {objective.target_nats:g})")
+        advice.append(f"a higher target rate ({key}.target_nats, now {objective.target_nats:g})")
+    elif isinstance(objective, Capacity):
+        advice.append(f"a higher capacity ({key}.max_nats)")
+    elif isinstance(objective, GECO):
+        advice.append(f"a lower distortion to reach ({key}.target_nats or {key}.target_per_dim)")
+    elif task.model.discrete:
+        advice.append("more codes (--model.codes) or another seed (--seed)")
+    elif isinstance(objective, ELBO):
+        advice.append(f"free bits ({key}.free_nats 8)")
+        advice.append(f"annealing beta ({key}.beta with class_path Linear, start 0, end 1, finish 0.2)")
     else:
-        advice.append("free bits (--objective.free_nats 8)")
-        advice.append("annealing beta (--objective.beta with class_path Linear, start 0, end 1, finish 0.2)")
-    return (
-        f"the latent code is dying: its rate is {rate * BITS:.2f} bits per image, so the decoder ignores z. "
-        f"Try {'; '.join(advice)}."
-    )
+        advice.append("free bits (--objective ELBO --objective.free_nats 8)")
+    why = "few codes are in use" if task.model.discrete else "the decoder ignores z"
+    return f"the latent code is dying: its rate is {rate * BITS:.2f} bits per image, so {why}. Try {'; '.join(advice)}."
 
 
 def write_row(path: Path, row: dict[str, float]) -> None:

@@ -156,6 +156,7 @@ def train(
     """
     training, validation = data.load(data.split), data.load("validation")
     model.check_levels(training.effective_levels, training.name)
+    objective.check(model)
     model.context_of(training.labels, training.factors, training.name)
     last = directory / "ckpts" / "last.ckpt"
     if resume:

@@ -1,0 +1,120 @@
+"""Objectives and models that make no sense together are refused in one line, before anything is written."""
+
+import pytest
+import torch
+
+import vlae
+from vlae import VlaeError
+from vlae.objectives import (
+    ELBO,
+    GECO,
+    IWAE,
+    Capacity,
+    InfoVAE,
+    LaggingInference,
+    LatentNoise,
+    Linear,
+    SoftFreeBits,
+    WithTerms,
+)
+from vlae.training import run
+from vlae.training.callbacks import collapse_warning
+from vlae.training.task import OptimizerSettings, Task
+
+SHAPE = (1, 8, 8)
+
+
+def dae():
+    return vlae.DenoisingAutoencoder(SHAPE, latent_dim=3, architecture="mlp", widths=[8])
+
+
+def vqvae():
+    return vlae.VQVAE(SHAPE, codes=8, widths=[4, 4])
+
+
+RATES = [Capacity(), GECO(80.0), SoftFreeBits(3.0), LaggingInference(), ELBO(free_nats=2.0), ELBO(beta=Linear(0, 1))]
+RAISING = [Capacity(), SoftFreeBits(3.0), ELBO(free_nats=2.0), ELBO(free_nats=Linear(4.0, 0.0))]
+
+
+@pytest.mark.parametrize("objective", [*RATES, WithTerms([LatentNoise()], Capacity())], ids=lambda o: type(o).__name__)
+def test_a_model_without_a_rate_has_none_to_weigh(objective):
+    with pytest.raises(VlaeError, match="DenoisingAutoencoder") as caught:
+        objective.check(dae())
+    assert len(str(caught.value).splitlines()) == 1
+    objective.check(vlae.VAE(SHAPE, latent_dim=2))
+
+
+@pytest.mark.parametrize("objective", RAISING, ids=lambda o: type(o).__name__)
+def test_the_rate_of_discrete_codes_is_not_to_be_raised(objective):
+    with pytest.raises(VlaeError, match="VQVAE"):
+        objective.check(vqvae())
+
+
+def test_a_plain_bound_trains_all():
+    for model in (dae(), vqvae(), vlae.PixelCNN(SHAPE), vlae.LadderVAE(SHAPE)):
+        ELBO().check(model)
+    GECO(80.0).check(vqvae())  # lowers the rate alone
+
+
+def test_a_refused_run_leaves_what_was_there(tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / "config.yaml").write_text("old")
+    data, trainer = run.DataSettings("digits", binarize="threshold"), run.TrainerSettings(max_epochs=1)
+    with pytest.raises(VlaeError, match="Capacity"):
+        run.train(dae(), Capacity(), OptimizerSettings(), data, trainer, directory, "new")
+    assert (directory / "config.yaml").read_text() == "old"
+
+
+@pytest.mark.parametrize("target", [{"target_nats": float("nan")}, {"target_per_dim": float("inf")}])
+def test_a_target_is_a_number(target):
+    with pytest.raises(VlaeError, match="finite"):
+        GECO(**target)
+
+
+def optimal():
+    options = {"likelihood": "gaussian", "likelihood_options": {"sigma": "optimal"}}
+    return vlae.VAE(SHAPE, latent_dim=2, architecture="mlp", widths=[8], **options)
+
+
+def test_importance_weights_need_a_sigma_of_their_own():
+    model, x = optimal(), torch.rand(4, *SHAPE)
+    with pytest.raises(VlaeError, match="optimal"):
+        IWAE(samples=2).compute(model.train(), x, 0.0)
+    model.elbo(x)
+    loss, _ = IWAE(samples=2).compute(model.eval(), x, 0.0)  # frozen, each image stands for itself
+    assert loss.isfinite()
+
+
+def test_noisy_codes_do_not_enter_the_optimal_sigma():
+    x = torch.rand(16, *SHAPE)
+    errors = []
+    for objective in (ELBO(), WithTerms([LatentNoise(sigma=5.0)])):
+        torch.manual_seed(0)
+        model = optimal().train()
+        objective.compute(model, x, 0.0)
+        likelihood = model.likelihood
+        errors.append((likelihood.error_sum.clone(), likelihood.error_weight.clone()))
+    assert torch.equal(errors[0][0], errors[1][0]) and torch.equal(errors[0][1], errors[1][1])
+    model.elbo(x)
+    assert likelihood.error_weight > errors[1][1]  # it observes again
+
+
+@pytest.mark.parametrize(
+    ("objective", "advice", "absent"),
+    [
+        (ELBO(), "--objective.free_nats", "max_nats"),
+        (WithTerms([LatentNoise()]), "--objective.objective.free_nats", "max_nats"),
+        (Capacity(), "--objective.max_nats", "free_nats"),
+        (GECO(80.0), "--objective.target_nats", "free_nats"),
+        (WithTerms([LatentNoise()], SoftFreeBits(3.0)), "--objective.objective.target_nats", "free_nats"),
+        (IWAE(), "--objective ELBO", "beta"),
+        (InfoVAE(), "--objective ELBO", "beta"),
+    ],
+)
+def test_advice_names_options_that_there_are(objective, advice, absent):
+    task = Task(vlae.VAE(SHAPE, latent_dim=2, architecture="mlp"), objective, OptimizerSettings())
+    text = collapse_warning(0.1, task)
+    assert advice in text and absent not in text
+    of_codes = collapse_warning(0.1, Task(vqvae(), ELBO(), OptimizerSettings()))
+    assert "few codes" in of_codes and "decoder ignores" not in of_codes
