@@ -199,7 +199,12 @@ def train(words: list[str]) -> int:
     from vlae.training import run
 
     model_settings, settings_without_model = settings.pop("model"), settings
-    text = parser.dump(Namespace(**{**vars(settings_without_model), "model": model_settings}), skip_unset=False)
+    # What is kept says how to train the run, not how this command came upon it.
+    kept = Namespace(**{**vars(settings_without_model), "model": model_settings})
+    kept = kept.clone()
+    kept.resume = kept.run.overwrite = False
+    kept.run.name = kept.run.name or config_name
+    text = parser.dump(kept, skip_unset=False)
     try:
         objects = parser.instantiate(settings_without_model)
     except TypeError as error:

@@ -8,6 +8,7 @@ from torch import nn
 
 import vlae
 from vlae import VlaeError
+from vlae.data import ImageDataset
 from vlae.evaluation import classifier
 from vlae.models import VQVAE, LadderVAE, PixelCNN
 from vlae.objectives import (
@@ -195,6 +196,7 @@ def test_the_classifier_is_that_of_the_models_data(tiny_vae, binary, monkeypatch
         return classifier.Classifier((1, 5, 4), 3).eval()
 
     monkeypatch.setattr(classifier, "trained_classifier", trained)
+    monkeypatch.setattr("vlae.data.load", lambda *_, **__: ImageDataset(torch.zeros(1, 1, 5, 4, dtype=torch.uint8)))
     model = tiny_vae()
     with pytest.raises(VlaeError, match="give the perceptual term's dataset"):
         Perceptual().prepare(model)
@@ -209,6 +211,7 @@ def test_the_classifier_is_that_of_the_models_data(tiny_vae, binary, monkeypatch
     assert objective.compute(model, binary(2), 0.0)[0].isfinite()
     with pytest.raises(VlaeError, match="choose another dataset"):
         Perceptual().prepare(tiny_vae_of_another_shape(tiny_vae, model))
+    assert len(asked) == 2  # refused before a classifier is trained
 
 
 def tiny_vae_of_another_shape(tiny_vae, like):

@@ -80,12 +80,14 @@ class Textbook(LatentVariableModel):
         shape, options = shape_and_options(config)
         known = cls.argument_names()
         options.setdefault("architecture", "mlp")
+        known.remove("image_shape")  # the names of a textbook say it
         unknown = [key for key in options if key not in known]
         if unknown == ["architecture"] and "architecture" not in config:
             unknown = []
             del options["architecture"]
         if unknown:
-            names = ", ".join(sorted({*known, "input_dim", "hidden_dim", "hidden_dims", "in_channels", "image_size"}))
+            sizes = ["in_channels", "image_size"] + ["input_dim"] * (options.get("architecture") == "mlp")
+            names = ", ".join(sorted({*known, *sizes, "hidden_dim", "hidden_dims"}))
             raise VlaeError(f"unknown key {unknown[0]!r} for {cls.__name__}.from_config; it takes {names}")
         return cls(shape, **options)  # type: ignore[call-arg]
 

@@ -47,6 +47,11 @@ class SingleLevelModel(LatentVariableModel):
         if prior == "flow" and not options.get("steps", flow["steps"]):
             prior = "normal"
             options.pop("steps", None)
+            if options:
+                raise VlaeError(
+                    f"prior_options {', '.join(options)} are given and there is no prior to take them: set flow_steps, "
+                    "or choose a prior"
+                )
         elif prior == "flow" and len(latent_shape) == 3:
             prior, options = "map_flow", {**{key: flow[key] for key in ("steps", "order", "affine")}, **options}
         elif prior == "flow":

@@ -149,6 +149,7 @@ class Perceptual(Term):
             self._hidden = (self._classifier(model),)
 
     def _classifier(self, model: LatentVariableModel) -> nn.Module:
+        from vlae.data import load
         from vlae.evaluation.classifier import trained_classifier
 
         own = model.metadata.get("data", {})
@@ -157,13 +158,13 @@ class Perceptual(Term):
             raise VlaeError("this model does not say what it is trained on: give the perceptual term's dataset")
         same = name == own.get("name")
         binarize, root = (own.get("binarize"), own.get("root")) if same else (None, None)
-        classifier = trained_classifier(name, binarize, root=root)
-        if tuple(classifier.image_shape) != tuple(model.image_shape):
+        shape = load(name, "test", root=root).image_shape  # before the classifier is trained
+        if tuple(shape) != tuple(model.image_shape):
             raise VlaeError(
-                f"the classifier of {name} sees images {list(classifier.image_shape)} and the model makes "
+                f"the classifier of {name} sees images {list(shape)} and the model makes "
                 f"{list(model.image_shape)}: choose another dataset for the perceptual term"
             )
-        return frozen_copy(classifier.body)
+        return frozen_copy(trained_classifier(name, binarize, root=root).body)
 
     def forward(self, model: LatentVariableModel, x: Tensor, bound: Bound, context: Tensor | None) -> Tensor:
         """The distance, averaged over the batch."""

@@ -143,7 +143,10 @@ def collapse_warning(rate: float, task: Task) -> str | None:
     config, advice = task.model.config, []
     if "decoder_layers" in config:
         advice.append(f"fewer decoder layers (--model.decoder_layers, now {config['decoder_layers']})")
+    if config.get("kernel_size", 3) > 3:  # no smaller one sees a neighbour
         advice.append(f"a smaller kernel (--model.kernel_size, now {config['kernel_size']})")
+    if config.get("stacks") == "row_lstm":
+        advice.append("fewer rows to remember (--model.trunk_options '{memory: 1}')")
     objective, key = task.objective, "--objective"
     if isinstance(objective, WithTerms):
         objective, key = objective.objective, "--objective.objective"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,6 +113,8 @@ class TrainerSettings:
             )
         if self.accelerator not in ("auto", "cpu", "cuda"):
             raise VlaeError(f"trainer.accelerator must be auto, cpu or cuda; got {self.accelerator!r}")
+        if self.accelerator == "cuda" and not torch.cuda.is_available():
+            raise VlaeError("trainer.accelerator is cuda and PyTorch finds no CUDA device: leave it out, or set cpu")
         known = ("auto", "32-true", "bf16-mixed", "64-true")
         if self.precision not in known:
             raise VlaeError(f"trainer.precision must be one of {', '.join(known)}; got {self.precision!r}")
@@ -158,13 +161,14 @@ def train(
     model.check_levels(training.effective_levels, training.name)
     objective.check(model)
     model.context_of(training.labels, training.factors, training.name)
+    held_out = "validation" not in training.split
+    if trainer.early_stopping and not held_out:
+        raise VlaeError(
+            "early stopping needs held-out images, and this run trains on the validation split: switch it off"
+        )
     last = directory / "ckpts" / "last.ckpt"
     if resume:
         check_resumable(last, model)
-    if directory.exists() and not resume:  # to be overwritten: `choose_directory` let it through
-        shutil.rmtree(directory)
-    (directory / "logs").mkdir(parents=True, exist_ok=True)
-    write_text(directory / "config.yaml", config)
     model.metadata = {"data": asdict(data), "protocol": training.protocol}
     batches = _batches(training, data.batch_size, seed)
     if not resume:
@@ -172,11 +176,6 @@ def train(
         first = next(iter(_batches(training, data.batch_size, seed)))
         model.initialise(first.images, model.context_of(first.labels, first.factors))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    held_out = "validation" not in training.split
-    if trainer.early_stopping and not held_out:
-        raise VlaeError(
-            "early stopping needs held-out images, and this run trains on the validation split: switch it off"
-        )
     task = Task(model, objective, optimizer, seed, trainer.gradient_clip, trainer.max_bad_steps)
     checkpoints = ModelCheckpoint(
         directory / "ckpts",
@@ -187,7 +186,8 @@ def train(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    with log_to(directory / "logs" / "train.log"), quiet():
+    with room_for(directory, resume), log_to(directory / "logs" / "train.log"), quiet():
+        write_text(directory / "config.yaml", config)
         engine = _engine(trainer, directory, checkpoints)
         logger.info(
             f"training {type(model).__name__} with {sum(p.numel() for p in model.parameters()):,} parameters on "
@@ -310,6 +310,30 @@ def choose_directory(settings: RunSettings, default_name: str, resume: bool) -> 
     if not (directory / "config.yaml").is_file() and any(directory.iterdir()):
         raise VlaeError(f"{directory} is not a run, so it is not overwritten: choose another --run.name")
     return directory
+
+
+@contextmanager
+def room_for(directory: Path, resume: bool) -> Iterator[None]:
+    """The run's directory, new unless it is to be resumed.
+
+    A run that was there is kept aside until its successor has finished an epoch. What fails before that comes to
+    nothing: the old run is put back, and without one no directory is left to stand in the way of the next try.
+    """
+    aside: Path | None = None
+    if directory.exists() and not resume:  # to be overwritten: `choose_directory` let it through
+        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old-", dir=directory.parent))
+        directory.rename(aside / "run")
+    (directory / "logs").mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        begun = resume or (directory / "ckpts" / "last.ckpt").is_file()
+        if not begun:
+            shutil.rmtree(directory, ignore_errors=True)
+            if aside:
+                (aside / "run").rename(directory)
+        if aside:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

@@ -1,0 +1,99 @@
+"""A run that is overwritten is lost only once its successor has something to show."""
+
+import pytest
+import torch
+
+from vlae import VAE, VlaeError
+from vlae.cli import main
+from vlae.objectives import ELBO, IWAE
+from vlae.training import run
+from vlae.training.task import OptimizerSettings
+
+DIGITS = {"name": "digits", "binarize": "threshold", "limit": 64, "validation_limit": 20}
+
+
+def train(directory, objective=None, batch_size=32, split="train", model=None, **trainer):
+    torch.manual_seed(0)
+    model = model or VAE((1, 8, 8), latent_dim=2, architecture="mlp", widths=[4])
+    settings = run.TrainerSettings(max_epochs=1, precision="32-true", progress_bar=False, **trainer)
+    data = run.DataSettings(**DIGITS, batch_size=batch_size, split=split)
+    return run.train(model, objective or ELBO(), OptimizerSettings(), data, settings, directory, config="new")
+
+
+def contents(directory):
+    """Every file of the run that was there, by name and bytes."""
+    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def old(tmp_path):
+    directory = tmp_path / "run"
+    (directory / "ckpts").mkdir(parents=True)
+    (directory / "config.yaml").write_text("old")
+    (directory / "ckpts" / "last.ckpt").write_bytes(b"weights")
+    return directory
+
+
+def iaf():
+    return VAE((1, 8, 8), latent_dim=2, architecture="mlp", widths=[4], posterior="iaf")
+
+
+FAILURES = {
+    "batch size": {"batch_size": 0},
+    "early stopping": {"early_stopping": 3, "split": "train+validation"},
+    "first step": {"objective": IWAE(estimator="dreg"), "model": iaf},
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_what_fails_before_an_epoch_leaves_the_old_run_as_it_was(old, name):
+    options = {key: value() if key == "model" else value for key, value in FAILURES[name].items()}
+    before = contents(old)
+    with pytest.raises(VlaeError):
+        train(old, **options)
+    assert contents(old) == before
+    assert [path.name for path in old.parent.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_what_fails_before_an_epoch_does_not_stand_in_the_way(tmp_path, name):
+    options = {key: value() if key == "model" else value for key, value in FAILURES[name].items()}
+    with pytest.raises(VlaeError):
+        train(tmp_path / "run", **options)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_successor_takes_the_place(old):
+    train(old)
+    assert (old / "config.yaml").read_text() == "new"
+    assert (old / "ckpts" / "last.ckpt").stat().st_size > 100
+    assert [path.name for path in old.parent.iterdir()] == ["run"]
+
+
+def test_what_fails_later_keeps_its_own_epochs(old, monkeypatch):
+    def fail(directory):
+        raise VlaeError("no room on the disk")
+
+    monkeypatch.setattr(run, "export", fail)
+    with pytest.raises(VlaeError, match="no room"):
+        train(old)
+    assert (old / "config.yaml").read_text() == "new"
+
+
+def test_cuda_is_refused_where_there_is_none():
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(VlaeError, match="no CUDA device"):
+        run.TrainerSettings(accelerator="cuda")
+
+
+def test_the_configuration_kept_says_how_to_train_and_not_what_was_overwritten(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--model", "VAE", "--model.latent_dim", "2", "--model.architecture", "mlp", "--run.name", "mine"]
+    words += ["--data.binarize", "threshold", "--data.limit", "64", "--data.validation_limit", "20"]
+    words += ["--data.batch_size", "32", "--trainer.max_epochs", "1", "--trainer.progress_bar", "false"]
+    assert main([*words, "--run.overwrite", "true"]) == 0
+    kept = (tmp_path / "outputs" / "mine" / "config.yaml").read_text()
+    assert "resume: false" in kept and "overwrite: false" in kept and "name: mine" in kept
+    assert main(["train", "--config", "outputs/mine/config.yaml"]) == 2  # it exists
+    assert "the run outputs/mine exists" in capsys.readouterr().err
