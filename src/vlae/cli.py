@@ -120,6 +120,8 @@ def explain(message: str, parser: Any) -> str:
         "Key 'trainer.max_epoch' is not expected; did you mean 'max_epochs'?"
     """
     text = " ".join(message.split())
+    if named := re.search(r'"(model|objective)": .*Expected a dot import path string: (\S+)', text):
+        return f"unknown {named[1]} {named[2]!r}: choose one of {', '.join(class_names(named[1]))}"
     # jsonargparse tries every reading of an optional subclass; those after the first say nothing.
     text = re.sub(r" - Expected a <class 'NoneType'>.*|Given value type: .*", "", text).strip()
     text = re.sub(r"Does not validate against any of the Union subtypes.*?Errors: (?:- )?", "", text)
@@ -127,9 +129,20 @@ def explain(message: str, parser: Any) -> str:
     unknown = re.search(r"(?:Option|Key|key|arguments:) ['\"-]*([\w.]+)['\"]?(?: is not|$| )", text)
     if unknown and re.search("not accepted|not expected|nrecognized", text):
         names = {action.dest.rsplit(".", 1)[-1]: None for action in parser._actions} | dict.fromkeys(model_options())
-        close = difflib.get_close_matches(unknown[1].rsplit(".", 1)[-1], names, n=1)
+        # Of what follows a dot too: --model.prior_option '{steps: 2}' is read as prior_option.steps.
+        parts = [part for part in unknown[1].split(".")[-2:] if part not in names]
+        close = [match for part in parts for match in difflib.get_close_matches(part, names, n=1)]
         text += f"; did you mean {close[0]!r}?" if close else ""
     return text[:500]
+
+
+def class_names(kind: str) -> list[str]:
+    """The models, or the objectives, that a configuration may name."""
+    from vlae import models, objectives
+
+    module, base = (models, models.LatentVariableModel) if kind == "model" else (objectives, objectives.Objective)
+    found = [getattr(module, name) for name in module.__all__]
+    return [each.__name__ for each in found if isinstance(each, type) and issubclass(each, base) and each is not base]
 
 
 def model_options() -> list[str]:

@@ -154,3 +154,17 @@ def test_every_command_has_help(capsys):
 def test_verify_passes(capsys):
     assert main(["verify"]) == 0
     assert "10 of 10 checks passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("kind", "listed"), [("model", "LadderVAE"), ("objective", "IWAE")])
+def test_an_unknown_class_is_answered_with_the_known_ones(kind, listed, capsys):
+    assert main(["train", "--config", "digits", f"--{kind}", "NOPE"]) == 2
+    error = capsys.readouterr().err
+    assert f"unknown {kind} 'NOPE'" in error and listed in error and len(error.splitlines()) == 1
+
+
+def test_hints_are_never_what_was_typed(capsys):
+    assert main(["train", "--config", "digits", "--objective", "IWAE", "--objective.free_nats", "3"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
+    assert main(["train", "--config", "digits", "--model.prior_option", "{steps: 2}"]) == 2
+    assert "did you mean 'prior_options'" in capsys.readouterr().err

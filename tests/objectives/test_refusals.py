@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import vlae
-from vlae import VlaeError
+from vlae import VlaeError, cli
 from vlae.objectives import (
     ELBO,
     GECO,
@@ -110,11 +110,36 @@ def test_noisy_codes_do_not_enter_the_optimal_sigma():
         (WithTerms([LatentNoise()], SoftFreeBits(3.0)), "--objective.objective.target_nats", "free_nats"),
         (IWAE(), "--objective ELBO", "beta"),
         (InfoVAE(), "--objective ELBO", "beta"),
+        (GECO(target_per_dim=1.0), "--objective.target_per_dim", "target_nats"),
+        (WithTerms([LatentNoise()]), "(--objective.objective ELBO --objective.objective.free_nats", "max_nats"),
+        (WithTerms([LatentNoise()], IWAE()), "(--objective.objective ELBO --objective.objective.free_nats", "beta"),
+        (
+            WithTerms([LatentNoise()], WithTerms([LatentNoise()])),
+            "--objective.objective.objective.free_nats",
+            "max_nats",
+        ),
     ],
 )
 def test_advice_names_options_that_there_are(objective, advice, absent):
     task = Task(vlae.VAE(SHAPE, latent_dim=2, architecture="mlp"), objective, OptimizerSettings())
     text = collapse_warning(0.1, task)
     assert advice in text and absent not in text
-    of_codes = collapse_warning(0.1, Task(vqvae(), ELBO(), OptimizerSettings()))
-    assert "few codes" in of_codes and "decoder ignores" not in of_codes
+
+
+def test_advice_for_discrete_codes_is_about_the_codebook():
+    text = collapse_warning(0.1, Task(vqvae(), ELBO(), OptimizerSettings()))
+    assert "few codes" in text and "--model.codes" in text and "--model.revival" in text
+    assert "decoder ignores" not in text and "free_nats" not in text and "beta" not in text
+
+
+@pytest.mark.parametrize(
+    "inner", [[], ["--objective.objective", "LaggingInference"], ["--objective.objective", "IWAE"]]
+)
+def test_advice_under_terms_is_taken_by_the_command_line(inner):
+    noise = ["--objective", "WithTerms", "--objective.terms", "[{class_path: vlae.objectives.LatentNoise}]", *inner]
+    objective = cli.train_parser().instantiate(cli.parse(cli.train_parser(), noise)).objective
+    model = vlae.VAE(SHAPE, latent_dim=2, architecture="mlp")
+    advice = collapse_warning(0.1, Task(model, objective, OptimizerSettings()))
+    words = advice.split("free bits (")[1].split(")")[0].split()
+    taken = cli.parse(cli.train_parser(), [*noise, *words]).objective.init_args.objective.init_args
+    assert taken.free_nats == 8

@@ -148,21 +148,25 @@ def collapse_warning(rate: float, task: Task) -> str | None:
     if config.get("stacks") == "row_lstm":
         advice.append("fewer rows to remember (--model.trunk_options '{memory: 1}')")
     objective, key = task.objective, "--objective"
-    if isinstance(objective, WithTerms):
-        objective, key = objective.objective, "--objective.objective"
+    while isinstance(objective, WithTerms):
+        objective, key = objective.objective, f"{key}.objective"
     if isinstance(objective, SoftFreeBits):
         advice.append(f"a higher target rate ({key}.target_nats, now {objective.target_nats:g})")
     elif isinstance(objective, Capacity):
         advice.append(f"a higher capacity ({key}.max_nats)")
     elif isinstance(objective, GECO):
-        advice.append(f"a lower distortion to reach ({key}.target_nats or {key}.target_per_dim)")
+        target = "target_nats" if objective.target_per_dim is None else "target_per_dim"  # both together are refused
+        advice.append(f"a lower distortion to reach ({key}.{target})")
     elif task.model.discrete:
-        advice.append("more codes (--model.codes) or another seed (--seed)")
+        advice.append("more codes (--model.codes), a higher share under which they are revived (--model.revival)")
+        advice.append("another seed (--seed)")
     elif isinstance(objective, ELBO):
-        advice.append(f"free bits ({key}.free_nats 8)")
+        # The objective under terms is named as well: where it is a default, its options alone are not taken.
+        named = "" if objective is task.objective else f"{key} {type(objective).__name__} "
+        advice.append(f"free bits ({named}{key}.free_nats 8)")
         advice.append(f"annealing beta ({key}.beta with class_path Linear, start 0, end 1, finish 0.2)")
     else:
-        advice.append("free bits (--objective ELBO --objective.free_nats 8)")
+        advice.append(f"free bits ({key} ELBO {key}.free_nats 8)")
     why = "few codes are in use" if task.model.discrete else "the decoder ignores z"
     return f"the latent code is dying: its rate is {rate * BITS:.2f} bits per image, so {why}. Try {'; '.join(advice)}."
 
