@@ -282,6 +282,7 @@ def _add_data(parser: Any) -> None:
     parser.add_argument("--data.binarize", type=str | None, default=None, help="static, dynamic or threshold")
     parser.add_argument("--data.split", type=str, default="test", help="test, validation or train")
     parser.add_argument("--data.options", type=dict, default={}, help="further options of the data set")
+    parser.add_argument("--data.limit", type=int | None, default=None, help="the first so many images only")
 
 
 def choose_model(settings: Any) -> tuple[Any, Path]:
@@ -347,7 +348,8 @@ def choose_data(settings: Any, model: Any) -> Any:
     own_root = own.get("root") if same and Path(own.get("root") or "").is_dir() else None  # perhaps another machine's
     binarize = asked.binarize or (own.get("binarize") if same else None)
     options = {**(own.get("options", {}) if same else {}), **asked.options}
-    return load(name, asked.split, root=asked.root or own_root, binarize=binarize, **options)
+    data = load(name, asked.split, root=asked.root or own_root, binarize=binarize, **options)
+    return data if asked.limit is None else data.subset(asked.limit)
 
 
 def evaluate(words: list[str]) -> int:
@@ -471,6 +473,7 @@ def compare_dae(words: list[str]) -> int:
         "--data.binarize", type=str | None, default=None, help="static, dynamic, threshold, none; else the usual"
     )
     parser.add_argument("--data.options", type=dict, default={}, help="further options of the data set")
+    parser.add_argument("--data.limit", type=int | None, default=None, help="the first so many images only")
     parser.add_argument("--epochs", type=int | None, default=None, help="of each training; else by the set's size")
     parser.add_argument("--latent_dim", type=int | None, default=None, help="numbers in z; else by the image's size")
     parser.add_argument("--images", type=int, default=1000, help="measure on the first so many test images")

@@ -6,6 +6,7 @@ import json
 import pytest
 import yaml
 
+import vlae
 from vlae.cli import COMMANDS, main, split_command
 
 TINY = """
@@ -168,3 +169,13 @@ def test_hints_are_never_what_was_typed(capsys):
     assert "did you mean" not in capsys.readouterr().err
     assert main(["train", "--config", "digits", "--model.prior_option", "{steps: 2}"]) == 2
     assert "did you mean 'prior_options'" in capsys.readouterr().err
+
+
+def test_evaluation_of_the_first_images_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = vlae.VAE((1, 8, 8), latent_dim=2, architecture="mlp")
+    model.metadata = {"data": {"name": "digits", "binarize": "threshold"}}
+    model.save_pretrained("model")
+    assert main(["eval", "--model", "model", "--data.limit", "7", "--nll_samples", "0"]) == 0
+    assert "7 images" in capsys.readouterr().out
+    assert main(["eval", "--model", "model", "--data.limit", "0"]) == 2
