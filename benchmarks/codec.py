@@ -61,7 +61,7 @@ def choose_model(name: str) -> LatentVariableModel:
 
 def held_out(model: LatentVariableModel, count: int | None) -> ImageDataset:
     """The first `count` test images of the data that the model was trained on; all of them if there are fewer."""
-    asked = Namespace(name=None, root=None, binarize=None, split="test", options={})
+    asked = Namespace(name=None, root=None, binarize=None, split="test", options={}, limit=None)
     dataset = cli.choose_data(Namespace(data=asked), model)
     return dataset.subset(min(count or len(dataset), len(dataset)))
 
