@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import vlae
 from vlae.evaluation import Evaluation
@@ -48,7 +49,18 @@ CODE = (
     "Decoding an image with another image's z costs {shuffled_gap:.2f} nats more. {active_units} of {latent_dim} "
     "latent units\nare active. Effective sample size of the NLL: {ess:.1f}."
 )
+CODES = (
+    "Decoding an image with another image's codes costs {shuffled_gap:.2f} nats more. {codes_in_use} of {codes} codes "
+    "are\nin use, their perplexity is {perplexity:.1f}."
+)
 NO_CODE = "The model has no z: -ELBO is the exact negative log-likelihood."
+
+
+def code_of(numbers: dict[str, Any]) -> str:
+    """What the model card says of z."""
+    if not numbers["latent_dim"]:
+        return NO_CODE
+    return (CODE if numbers["codes"] is None else CODES).format(**numbers)
 
 
 def expected_numbers(result: Evaluation, seed: int) -> dict[str, float]:
@@ -81,7 +93,7 @@ def main() -> int:
         test=test.protocol,
         seed=arguments.seed,
         machine=machine(),
-        code=CODE.format(**numbers) if numbers["latent_dim"] else NO_CODE,
+        code=code_of(numbers),
         **model.metadata,
         **numbers,
         **bits,
