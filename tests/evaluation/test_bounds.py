@@ -6,8 +6,8 @@ import torch
 from scipy.special import logsumexp
 
 from vlae import VlaeError
-from vlae.evaluation import LogMeanExp, evaluate, importance_nll, keyed_generators
-from vlae.evaluation.bounds import standard_error
+from vlae.evaluation import LogMeanExp, bounds, evaluate, evaluate_nll, importance_nll, keyed_generators
+from vlae.evaluation.bounds import at_each, first_images, standard_error
 
 
 def batches(x, size):
@@ -44,10 +44,14 @@ def test_evaluation_does_not_depend_on_the_batch_size(kind, flow_steps, tiny_vae
     options = {"architecture": "conv", "widths": [4]} if kind == "vae" else {}
     model, x = (tiny_vae if kind == "vae" else tiny_vlae)(flow_steps=flow_steps, **options), binary(37)
     results = [
-        evaluate(model.train(), batches(x, size), nll_samples=5, nll_images=20, chunk=chunk).to_dict()
+        evaluate(model.train(), batches(x, size), nll_samples=[1, 5], nll_images=20, chunk=chunk).to_dict()
         for size, chunk in [(37, 512), (1, 512), (16, 7), (10, 1)]
     ]
     assert model.training
+    by_samples = [result.pop("nll_by_samples") for result in results]
+    for rows in by_samples[1:]:
+        for row, first in zip(rows, by_samples[0], strict=True):
+            assert row == pytest.approx(first, abs=1e-9, rel=0)
     for result in results[1:]:
         assert result.keys() == results[0].keys()
         for name, value in result.items():
@@ -173,6 +177,93 @@ def test_progress_counts_the_images(tiny_vae, binary):
 
 def test_more_nll_images_than_there_are_is_all_of_them(tiny_vae, binary):
     assert evaluate(tiny_vae(), batches(binary(5), 2), nll_samples=1, nll_images=100).nll_images == 5
+
+
+@pytest.mark.parametrize("chunks", [[24], [1] * 24, [5, 12, 7], [10, 14]])
+def test_each_number_of_samples_takes_the_first_weights(chunks):
+    weights, counts = 30 * torch.randn(24, 3, dtype=torch.float64) - 2000, [1, 2, 6, 10, 11, 24]
+    values, sizes = at_each(weights.split(chunks), counts)
+    for count, value, size in zip(counts, values, sizes, strict=True):
+        first = weights[:count].numpy()
+        np.testing.assert_allclose(value, logsumexp(first, axis=0) - np.log(count), rtol=1e-12)
+        normal = np.exp(first - first.max(0))
+        np.testing.assert_allclose(size, normal.sum(0) ** 2 / (normal**2).sum(0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10_000])
+def test_several_numbers_of_samples_in_one_pass(tiny_vlae, binary, chunk):
+    model, x = tiny_vlae(flow_steps=2), binary(20)
+    with torch.no_grad():
+        weights = torch.cat(list(model.log_weights(x, 40, keyed_generators(range(20), 3, stream=1)))).numpy()
+    calls = []
+    model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    nll, ess = importance_nll(model, batches(x, 9)(), [40, 3, 10, 3], seed=3, chunk=chunk)
+    assert len(calls) == 3  # once per batch of at most 16
+    assert nll.shape == ess.shape == (3, 20)
+    for count, values in zip([3, 10, 40], nll, strict=True):
+        np.testing.assert_allclose(values, -(logsumexp(weights[:count], axis=0) - np.log(count)), atol=1e-9)
+    alone = importance_nll(model, batches(x, 9)(), 40, seed=3, chunk=chunk)
+    torch.testing.assert_close(alone, (nll[-1], ess[-1]), atol=1e-9, rtol=0)
+    rows = evaluate_nll(model, batches(x, 9), (10, 40, 3), seed=3, chunk=chunk)
+    assert [row["samples"] for row in rows] == [3, 10, 40]
+    for row, values, sizes in zip(rows, nll, ess, strict=True):
+        assert row["nll"] == pytest.approx(values.mean().item(), abs=1e-12)
+        assert row["error"] == pytest.approx(values.numpy().std(ddof=1) / math.sqrt(20), abs=1e-12)
+        assert row["ess"] == pytest.approx(sizes.mean().item(), abs=1e-12)
+        assert row["bits_per_dim"] == pytest.approx(row["nll"] / math.log(2) / 20, abs=1e-12)
+    result = evaluate(model, batches(x, 9), [10, 3, 40], seed=3, chunk=chunk)
+    assert result.nll_by_samples == rows
+    assert (result.nll, result.nll_error, result.ess) == (rows[-1]["nll"], rows[-1]["error"], rows[-1]["ess"])
+    assert (result.nll_samples, result.nll_images) == (40, 20)
+    assert result.nll_bits_per_dim == rows[-1]["bits_per_dim"]
+
+
+def test_the_bound_tightens_with_the_number_of_samples(tiny_vae, binary):
+    model, x = tiny_vae(), binary(100)
+    with torch.no_grad():
+        model.encoder.layers[-1].weight.mul_(5)
+    one, ten, many = (row["nll"] for row in evaluate_nll(model, batches(x, 50), [1, 10, 100]))
+    assert one > ten + 0.1 > many + 0.15
+
+
+def test_memory_decides_how_many_images_are_drawn_at_a_time_and_the_result_does_not(tiny_vae, binary, monkeypatch):
+    model, x = tiny_vae(latent_maps=2, architecture="conv", widths=[4]), binary(20)  # z [2, 3, 2]
+    expected = importance_nll(model, batches(x, 20)(), [2, 30])
+    drawn = []
+    decided = model.log_weights
+    monkeypatch.setattr(model, "log_weights", lambda x, *rest: drawn.append(len(x)) or decided(x, *rest))
+    for limit, few in ((12 * 30 * 5, 5), (12 * 30 - 1, 1), (10**9, 16)):
+        monkeypatch.setattr(bounds, "NOISE", limit)
+        drawn.clear()
+        found = importance_nll(model, batches(x, 20)(), [2, 30])
+        assert max(drawn) == few and sum(drawn) == 20
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+
+
+def test_no_samples_are_no_nll(tiny_vae, binary):
+    for none in (0, [0], (0,)):
+        result = evaluate(tiny_vae(), batches(binary(3), 3), none)
+        assert (result.nll, result.nll_samples, result.nll_images, result.nll_by_samples) == (None, 0, 0, [])
+
+
+@pytest.mark.parametrize("samples", [-1, [10, 0], [-3, 5], [2.5], []])
+def test_numbers_of_samples_below_one_are_refused_in_a_line(tiny_vae, binary, samples):
+    for call in (evaluate, evaluate_nll):
+        with pytest.raises(VlaeError, match=r"integers of 1 or more; got [^\n]*$"):
+            call(tiny_vae(), batches(binary(3), 3), samples)
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "sizes"), [(None, None, [4, 4, 3]), (6, None, [4, 2]), (8, 3, [3, 1, 3, 1])]
+)
+def test_first_images_are_cut_from_a_pass(images, size, sizes):
+    x, context = torch.arange(11.0).view(11, 1, 1, 1), torch.arange(11) + 100
+    passed = ((x[i : i + 4], range(i, min(i + 4, 11)), context[i : i + 4]) for i in range(0, 11, 4))
+    pieces = list(first_images(passed, images, size))
+    assert [len(piece) for piece, _, _ in pieces] == sizes
+    for piece, positions, told in pieces:
+        assert piece.flatten().tolist() == list(positions) == (told - 100).tolist()
+    assert [i for _, positions, _ in pieces for i in positions] == list(range(images or 11))
 
 
 @pytest.mark.parametrize("options", [{"nll_samples": -1}, {"nll_samples": 1, "nll_images": 0}, {"nll_images": -3}])

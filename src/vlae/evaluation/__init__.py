@@ -1,6 +1,6 @@
 """Evaluation: bounds in nats and bits, and where the rate goes."""
 
-from vlae.evaluation.bounds import Evaluation, LogMeanExp, evaluate, importance_nll, keyed_generators
+from vlae.evaluation.bounds import Evaluation, LogMeanExp, evaluate, evaluate_nll, importance_nll, keyed_generators
 from vlae.evaluation.information import BITS, LatentStatistics, noise_means
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "LatentStatistics",
     "LogMeanExp",
     "evaluate",
+    "evaluate_nll",
     "importance_nll",
     "keyed_generators",
     "noise_means",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,6 +26,10 @@ def keyed_generators(indices: Iterable[int], seed: int, stream: int = 0) -> list
     """One CPU generator per image, seeded by the image's position: its noise does not depend on the batch it is in."""
     first = (seed * 1_000_003 + stream) * 100_000_007
     return [torch.Generator().manual_seed((first + int(i)) % 2**63) for i in indices]
+
+
+# How many numbers of noise are drawn at once for the NLL: 64 MiB in float32, of which a few copies are held.
+NOISE = 2**24
 
 
 class LogMeanExp:
@@ -72,6 +76,8 @@ class Evaluation:
         bits_per_dim: -ELBO in bits per sub-pixel; None for densities, which would need dequantised data.
         nll: importance-weighted -log p(x) at `nll_samples` samples; `nll_error` its standard error, `ess` the mean
             effective sample size. None where not asked for. `nll_images` says on how many (the first) images.
+        nll_by_samples: the same at every K asked for, as `evaluate_nll` gives them; of several K, those above are the
+            largest's.
         rate_per_level: of a ladder the rate of each level against the one above it, z_1 first; else empty.
         perplexity: of discrete codes how many are used in effect: exp of the entropy of how often each occurs, over all
             places of all images; `codes_in_use` how many occur at all, `codes` how many there are. Else None.
@@ -94,6 +100,7 @@ class Evaluation:
     nll_images: int = 0
     nll_bits_per_dim: float | None = None
     ess: float | None = None
+    nll_by_samples: list[dict[str, Any]] = field(default_factory=list)
     rate_per_level: list[float] = field(default_factory=list)
     perplexity: float | None = None
     codes_in_use: int | None = None
@@ -109,11 +116,28 @@ def parts(batch: Batch) -> tuple[Tensor, Sequence[int], Tensor | None]:
     return batch if len(batch) == 3 else (*batch, None)
 
 
+def first_images(
+    batches: Iterable[Batch], images: int | None, size: int | None = None
+) -> Iterator[tuple[Tensor, Sequence[int], Tensor | None]]:
+    """The parts of the first `images` images (None: all) of a pass, cut into pieces of at most `size` images."""
+    if images is not None and images < 1:
+        raise VlaeError(f"the number of images must be 1 or more; got {images}")
+    remaining = math.inf if images is None else images
+    for x, positions, context in map(parts, batches):
+        count = int(min(len(x), remaining))
+        for start in range(0, count, size or max(count, 1)):
+            piece = slice(start, min(start + (size or count), count))
+            yield x[piece], list(positions)[piece], None if context is None else context[piece]
+        remaining -= count
+        if remaining <= 0:
+            return
+
+
 @torch.no_grad()
 def evaluate(
     model: LatentVariableModel,
     batches: Callable[[], Iterable[Batch]],
-    nll_samples: int = 0,
+    nll_samples: int | Sequence[int] = 0,
     nll_images: int | None = None,
     seed: int = 0,
     chunk: int = 128,
@@ -125,16 +149,15 @@ def evaluate(
         model: used in eval mode; left in the mode it was in.
         batches: gives a fresh pass over the data: (images [B, C, H, W], positions) in order of position, and for a
             conditional model the context as a third.
-        nll_samples: importance samples K per image; 0 leaves the NLL out.
+        nll_samples: importance samples K per image, or several K; 0 leaves the NLL out.
         nll_images: NLL on the first so many images only; None for all.
         seed: of the noise.
         chunk: images decoded at a time for the NLL.
         progress: called with the stage's name and the number of images done.
     """
-    if not model.has_bound:
-        nll_samples = 0
-    if nll_samples < 0 or (nll_images is not None and nll_images < 1):
-        raise VlaeError(f"nll_samples must be 0 or more and nll_images 1 or more; got {nll_samples} and {nll_images}")
+    several = [] if nll_samples in (0, [0], (0,)) or not model.has_bound else sample_counts(nll_samples)
+    if nll_images is not None and nll_images < 1:
+        raise VlaeError(f"nll_images must be 1 or more; got {nll_images}")
     with model.evaluating():
         distortions, rates, codes, levels = [], [], [], []
         statistics = LatentStatistics()
@@ -151,7 +174,7 @@ def evaluate(
             raise VlaeError("the data set is empty: there is nothing to evaluate")
         distortion, rate = torch.cat(distortions), torch.cat(rates)
         total, count = distortion + rate, len(distortion)
-        per_value = BITS / math.prod(model.image_shape) if model.likelihood.levels else None
+        per_value = bits_per_value(model)
         result = Evaluation(
             images=count,
             distortion=distortion.mean().item(),
@@ -172,12 +195,12 @@ def evaluate(
         if not model.has_bound:  # the zeros in the rate's place are none
             result.rate = result.rate_bits = result.negative_elbo = result.negative_elbo_error = None
             result.bits_per_dim, result.bits_per_latent = None, []
-        if nll_samples:
-            limit = count if nll_images is None else min(nll_images, count)
-            nll, ess = importance_nll(model, batches(), nll_samples, limit, seed, chunk, progress)
-            result.nll, result.nll_error = nll.mean().item(), standard_error(nll)
-            result.nll_samples, result.nll_images, result.ess = nll_samples, limit, ess.mean().item()
-            result.nll_bits_per_dim = None if per_value is None else result.nll * per_value
+        if several:
+            result.nll_by_samples = evaluate_nll(model, batches, several, nll_images, seed, chunk, progress)
+            most = result.nll_by_samples[-1]
+            result.nll, result.nll_error, result.nll_samples = most["nll"], most["error"], most["samples"]
+            result.nll_images = count if nll_images is None else min(nll_images, count)
+            result.nll_bits_per_dim, result.ess = most["bits_per_dim"], most["ess"]
         return result
 
 
@@ -196,34 +219,98 @@ def shuffled_distortion(model: LatentVariableModel, batches: Iterable[Batch], co
 
 
 @torch.no_grad()
+def evaluate_nll(
+    model: LatentVariableModel,
+    batches: Callable[[], Iterable[Batch]],
+    samples: int | Sequence[int],
+    images: int | None = None,
+    seed: int = 0,
+    chunk: int = 128,
+    progress: Callable[[str, int], None] = lambda stage, images: None,
+) -> list[dict[str, Any]]:
+    """The importance-weighted NLL over a data set, of each number of samples K in rising order.
+
+    Returns:
+        For each K a dictionary: `samples` (K), `nll` in nats per image, `error` (its standard error), `ess` (the mean
+        effective sample size) and `bits_per_dim` (None for densities).
+    """
+    with model.evaluating():
+        counts, per_value = sample_counts(samples), bits_per_value(model)
+        every = importance_nll(model, batches(), counts, images, seed, chunk, progress)
+    return [
+        {
+            "samples": count,
+            "nll": nll.mean().item(),
+            "error": standard_error(nll),
+            "ess": ess.mean().item(),
+            "bits_per_dim": None if per_value is None else nll.mean().item() * per_value,
+        }
+        for count, nll, ess in zip(counts, *every, strict=True)
+    ]
+
+
+@torch.no_grad()
 def importance_nll(
     model: LatentVariableModel,
     batches: Iterable[Batch],
-    samples: int,
-    images: int,
+    samples: int | Sequence[int],
+    images: int | None = None,
     seed: int = 0,
     chunk: int = 128,
     progress: Callable[[str, int], None] = lambda stage, images: None,
 ) -> tuple[Tensor, Tensor]:
-    """-log p(x) by importance sampling on the first `images` images: nats and effective sample sizes, [images] each."""
+    """-log p(x) by importance sampling on the first `images` images: nats and effective sample sizes, [images] each.
+
+    Of several K, [len(K), images] each, in rising order of K. The samples are drawn once, the most there are; a smaller
+    K takes the first K of them.
+    """
+    counts = sample_counts(samples)
+    # Few images at a time: all their noise is drawn at once.
+    few = min(16, max(1, NOISE // (counts[-1] * max(1, model.latent_size))))
     values: list[Tensor] = []
     sizes: list[Tensor] = []
-    remaining = images
-    for x, positions, context in map(parts, batches):
-        # Few images at a time: all their noise is drawn at once.
-        for start in range(0, min(len(x), remaining), 16):
-            few = slice(start, min(start + 16, remaining))
-            part, keys, told = x[few], list(positions)[few], None if context is None else context[few]
-            estimate = LogMeanExp()
-            for weights in model.log_weights(part, samples, keyed_generators(keys, seed, stream=1), chunk, told):
-                estimate.add(weights)
-            values.append(-estimate.value)
+    for x, positions, context in first_images(batches, images, few):
+        generators = keyed_generators(positions, seed, stream=1)
+        nll, ess = at_each(model.log_weights(x, counts[-1], generators, chunk, context), counts)
+        values.append(-nll)
+        sizes.append(ess)
+        progress("nll", len(x))
+    if not values:
+        raise VlaeError("the data set is empty: there is nothing to evaluate")
+    both = torch.cat(values, 1), torch.cat(sizes, 1)
+    return (both[0][0], both[1][0]) if isinstance(samples, int) else both
+
+
+def at_each(log_weights: Iterable[Tensor], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """log (1/K) sum_k w_k and effective sample sizes at the first K weights, for every K in rising order.
+
+    Both [len(counts), B], of chunks of log w_k [k, B] that add up to the last K.
+    """
+    estimate, pending = LogMeanExp(), list(counts)
+    values, sizes = [], []
+    for part in log_weights:
+        while pending and pending[0] <= estimate.count + len(part):
+            missing = pending.pop(0) - estimate.count
+            estimate.add(part[:missing])
+            part = part[missing:]
+            values.append(estimate.value)
             sizes.append(estimate.effective_samples)
-            progress("nll", len(part))
-        remaining -= len(x)
-        if remaining <= 0:
-            break
-    return torch.cat(values), torch.cat(sizes)
+        if len(part):
+            estimate.add(part)
+    return torch.stack(values), torch.stack(sizes)
+
+
+def sample_counts(samples: int | Sequence[int]) -> list[int]:
+    """The numbers of importance samples K that are asked for, each once, in rising order; refuses K < 1."""
+    counts = sorted({samples} if isinstance(samples, int) else set(samples))
+    if not counts or any(not isinstance(count, int) or count < 1 for count in counts):
+        raise VlaeError(f"the numbers of importance samples must be integers of 1 or more; got {samples}")
+    return counts
+
+
+def bits_per_value(model: LatentVariableModel) -> float | None:
+    """What nats per image are multiplied by for bits per sub-pixel; None where the likelihood is a density."""
+    return BITS / math.prod(model.image_shape) if model.likelihood.levels else None
 
 
 def standard_error(values: Tensor) -> float:
