@@ -1,13 +1,16 @@
 """Image quality against definitions spelled out in numpy and scipy."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
+from torchmetrics.functional import mean_absolute_error, mean_squared_error
 from torchmetrics.functional.image import peak_signal_noise_ratio
+from torchmetrics.image.inception import InceptionScore
 
 from vlae import VlaeError
 from vlae.evaluation import quality
@@ -65,6 +68,27 @@ def test_errors_and_psnr():
     for a, b, value in zip(x, y, quality.psnr(x, y), strict=True):
         assert value.item() == pytest.approx(peak_signal_noise_ratio(b, a, data_range=1.0).item())
     assert quality.psnr(x, x).tolist() == [100.0] * 4
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 10, 9), (1, 28, 28), (3, 13, 16)])
+def test_agreement_with_scikit_image_and_torchmetrics(shape):
+    skimage = pytest.importorskip("skimage.metrics", reason="scikit-image is in the extra dev")
+    x, y = pairs(4, shape)
+    gaussian = min(shape[1:]) >= 11
+    window = {"gaussian_weights": True, "sigma": 1.5} if gaussian else {"win_size": 7}
+    for i, (a, b) in enumerate(zip(x.numpy(), y.numpy(), strict=True)):
+        similarity = skimage.structural_similarity(
+            a, b, data_range=1, channel_axis=0, use_sample_covariance=False, **window
+        )
+        assert quality.ssim(x, y)[i].item() == pytest.approx(similarity, rel=1e-9)
+        assert quality.mse(x, y)[i].item() == pytest.approx(skimage.mean_squared_error(a, b), rel=1e-12)
+        assert quality.psnr(x, y)[i].item() == pytest.approx(
+            skimage.peak_signal_noise_ratio(a, b, data_range=1), rel=1e-12
+        )
+    assert quality.l1(x, y).mean().item() == pytest.approx(mean_absolute_error(x, y).item(), rel=1e-12)
+    assert quality.mse(x, y).mean().item() == pytest.approx(mean_squared_error(x, y).item(), rel=1e-12)
+    per_image = peak_signal_noise_ratio(y, x, data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3))
+    assert quality.psnr(x, y).mean().item() == pytest.approx(per_image.item(), rel=1e-6)  # a float32 logarithm there
 
 
 def laplacian_variance_by_hand(image):
@@ -130,6 +154,35 @@ def test_frechet_distance_of_known_pairs():
     assert math.isfinite(quality.frechet_distance(few, many))  # covariances without full rank
 
 
+def test_inception_score_by_hand():
+    log = torch.log
+    classes = torch.eye(5, dtype=torch.float64)
+    assert quality.inception_score(log(classes)) == (pytest.approx(5, rel=1e-12), pytest.approx(math.nan, nan_ok=True))
+    assert quality.inception_score(log(classes[:2].repeat(7, 1)))[0] == pytest.approx(2, rel=1e-12)
+    alike = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64).repeat(9, 1)
+    assert quality.inception_score(log(alike))[0] == pytest.approx(1, rel=1e-12)
+    # Two kinds of images, of which each class is 3 to 1: KL from (1/2, 1/2) is log 2 - H(1/4).
+    pair = torch.tensor([[0.75, 0.25], [0.25, 0.75]], dtype=torch.float64)
+    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert quality.inception_score(log(pair))[0] == pytest.approx(2 * math.exp(-entropy), rel=1e-12)
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+def test_inception_score_is_torchmetrics(splits):
+    logits = 3 * torch.randn(40, 7, dtype=torch.float64)
+    parts = []
+    for part in logits.chunk(splits):  # torchmetrics shuffles the images before it splits them
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it keeps all features; of one split there is no deviation
+            metric = InceptionScore(feature=torch.nn.Identity(), splits=1)
+            metric.update(part)
+            parts.append(metric.compute()[0].item())
+    mean, error = quality.inception_score(logits.log_softmax(1), splits)
+    assert mean == pytest.approx(np.mean(parts), rel=1e-12)
+    expected = np.std(parts, ddof=1) / np.sqrt(splits) if splits > 1 else math.nan
+    assert error == pytest.approx(expected, rel=1e-9, nan_ok=True)
+
+
 def test_sample_quality_is_the_classifiers():
     judge = Classifier((1, 8, 8), classes=3).eval()
     x, y = torch.rand(20, 1, 8, 8), torch.rand(20, 1, 8, 8)
@@ -140,6 +193,10 @@ def test_sample_quality_is_the_classifiers():
     assert found["confidence"] == pytest.approx(top.mean().item(), rel=1e-6)
     assert found["confident"] == pytest.approx((top > 0.9).float().mean().item())
     assert found["frechet"] == quality.frechet_distance(judge.features(x), judge.features(y)) > 0
+    p = judge(y).softmax(1).detach().double().numpy()
+    expected = np.exp(np.mean([(q * np.log(q / p.mean(0))).sum() for q in p]))
+    assert found["inception_score"] == pytest.approx(expected, rel=1e-5)
+    assert 1 < found["inception_score"] < 3
 
 
 @pytest.mark.parametrize(
@@ -151,6 +208,11 @@ def test_sample_quality_is_the_classifiers():
         (lambda: quality.ssim(torch.zeros(1, 1, 2, 9), torch.zeros(1, 1, 2, 9)), "at least 3 x 3"),
         (lambda: quality.frechet_distance(torch.zeros(1, 3), torch.zeros(5, 3)), "N, M >= 2"),
         (lambda: quality.frechet_distance(torch.zeros(4, 3), torch.zeros(5, 2)), "N, M >= 2"),
+        (lambda: quality.inception_score(torch.zeros(4)), "one row a split"),
+        (lambda: quality.inception_score(torch.zeros(4, 1), splits=5), "one row a split"),
+        (lambda: quality.inception_score(torch.zeros(4, 1), splits=0), "one row a split"),
+        (lambda: quality.inception_score(torch.zeros(4, 3)), "take log_softmax"),
+        (lambda: quality.inception_score(torch.full((4, 3), math.nan)), "take log_softmax"),
         (lambda: quality.frechet_distance(torch.full((4, 3), math.nan), torch.zeros(5, 3)), "finite"),
     ],
 )

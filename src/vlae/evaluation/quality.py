@@ -5,6 +5,7 @@ All of it in float64, whatever the images' precision.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -103,31 +104,76 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     a, b = a.double(), b.double()
     if not (a.isfinite().all() and b.isfinite().all()):
         raise VlaeError("features must be finite: the images that they are of hold NaN or infinite values")
-    covariance_a, covariance_b = (torch.cov(t.T).reshape(t.shape[1], t.shape[1]) for t in (a, b))
-    # tr (S_a S_b)^1/2 is the sum of the singular values of S_a^1/2 S_b^1/2: no root of an unsymmetric matrix.
-    overlap = torch.linalg.svdvals(_root(covariance_a) @ _root(covariance_b)).sum()
+    # With S = R^T R for both, S_a S_b has the eigenvalues of (R_a R_b^T)(R_a R_b^T)^T: the trace of its root is the sum
+    # of the singular values of R_a R_b^T. No root of a matrix, and small where the images are few.
+    root_a, root_b = _factor(a), _factor(b)
+    overlap = torch.linalg.svdvals(root_a @ root_b.T).sum()
     means = (a.mean(0) - b.mean(0)).square().sum()
-    return (means + covariance_a.trace() + covariance_b.trace() - 2 * overlap).clamp(min=0).item()
+    return (means + root_a.square().sum() + root_b.square().sum() - 2 * overlap).clamp(min=0).item()
+
+
+def inception_score(log_probabilities: Tensor, splits: int = 1) -> tuple[float, float]:
+    r"""The Inception Score of images (Salimans et al. 2016), and its standard error over the splits.
+
+    .. math:: \exp \mathbb{E}_x \mathrm{KL}(p(y|x) \,\|\, p(y)), \quad p(y) = \mathbb{E}_x p(y|x)
+
+    1 where all images are judged alike, K where each is surely of one class and all classes are equally frequent. Its
+    estimate is biased downwards, the more the fewer the images: compare at equal numbers only.
+
+    Args:
+        log_probabilities: log p(y|x) in nats, [N, K].
+        splits: parts of consecutive images that are scored one by one and averaged; the published form takes ten.
+
+    Returns:
+        The mean over splits, and its standard error, NaN for one split.
+
+    Raises:
+        VlaeError: the rows are no distributions, or there are fewer images than splits.
+
+    Example:
+        >>> inception_score(torch.eye(4).log())
+        (4.0, nan)
+    """
+    if log_probabilities.ndim != 2 or not 1 <= splits <= len(log_probabilities):
+        raise VlaeError(
+            f"log-probabilities must be [N, K], with at least one row a split; got {list(log_probabilities.shape)} and "
+            f"{splits} splits"
+        )
+    log_probabilities = log_probabilities.double()
+    if not (log_probabilities.logsumexp(1).abs() < 1e-3).all():  # NaN too
+        raise VlaeError("each row must be the logarithms of probabilities that add up to 1: take log_softmax of logits")
+    scores = torch.stack([_score(part) for part in log_probabilities.tensor_split(splits)])
+    return scores.mean().item(), (scores.std() / math.sqrt(splits)).item() if splits > 1 else math.nan
+
+
+def _score(log_probabilities: Tensor) -> Tensor:
+    marginal = log_probabilities.logsumexp(0) - math.log(len(log_probabilities))
+    p = log_probabilities.exp()
+    return torch.where(p > 0, p * (log_probabilities - marginal), 0.0).sum(1).mean().exp()
 
 
 def sample_quality(judge: Classifier, data: Tensor, samples: Tensor) -> dict[str, float]:
-    """What a classifier says of samples beside data, both [N, C, H, W]: frechet, confidence and confident.
+    """What a classifier says of samples beside data, both [N, C, H, W].
 
-    frechet: the distance of its features. confidence: the mean probability of the most probable class. confident: the
-    share of images where that is above 0.9.
+    Returns:
+        frechet: the distance of its features. inception_score: the Inception Score of its classes; neither is
+        comparable with the same on the standard network. confidence: the mean probability of the most probable class.
+        confident: the share of images where that is above 0.9.
     """
-    confidence = judge.confidence(samples).double()
+    log_probabilities = judge.log_probabilities(samples).double()
+    confidence = log_probabilities.amax(1).exp()
     return {
         "frechet": frechet_distance(judge.features(data), judge.features(samples)),
+        "inception_score": inception_score(log_probabilities)[0],
         "confidence": confidence.mean().item(),
         "confident": (confidence > 0.9).double().mean().item(),
     }
 
 
-def _root(covariance: Tensor) -> Tensor:
-    """The symmetric square root of a covariance, whose eigenvalues rounding may have made negative."""
-    values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+def _factor(features: Tensor) -> Tensor:
+    """R [min(N, D), D] with R^T R the covariance of features [N, D]."""
+    centred = (features - features.mean(0)) / math.sqrt(len(features) - 1)
+    return torch.linalg.qr(centred, mode="r").R if len(features) > features.shape[1] else centred
 
 
 def _pairwise(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:

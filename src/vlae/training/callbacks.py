@@ -15,15 +15,12 @@ import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
-from vlae.evaluation import BITS
+from vlae.evaluation import BITS, collapse
 from vlae.files import replacing
-from vlae.objectives import ELBO, GECO, Capacity, SoftFreeBits, WithTerms
 from vlae.training.speed import compile_networks, eager
 from vlae.training.task import Task
 
 logger = logging.getLogger("vlae.training")
-
-COLLAPSED_BITS = 1.0
 
 
 class AveragedWeights(WeightAveraging):
@@ -137,38 +134,7 @@ def epoch_line(row: dict[str, float], max_epochs: int | None, latent_dim: int, h
 
 def collapse_warning(rate: float, task: Task) -> str | None:
     """What to change when the validation rate (nats per image) is under one bit: the decoder ignores z."""
-    coded = task.model.latent_size and task.model.has_bound
-    if not coded or not rate * BITS < COLLAPSED_BITS:  # NaN is another trouble
-        return None
-    config, advice = task.model.config, []
-    if "decoder_layers" in config:
-        advice.append(f"fewer decoder layers (--model.decoder_layers, now {config['decoder_layers']})")
-    if config.get("kernel_size", 3) > 3:  # no smaller one sees a neighbour
-        advice.append(f"a smaller kernel (--model.kernel_size, now {config['kernel_size']})")
-    if config.get("stacks") == "row_lstm":
-        advice.append("fewer rows to remember (--model.trunk_options '{memory: 1}')")
-    objective, key = task.objective, "--objective"
-    while isinstance(objective, WithTerms):
-        objective, key = objective.objective, f"{key}.objective"
-    if isinstance(objective, SoftFreeBits):
-        advice.append(f"a higher target rate ({key}.target_nats, now {objective.target_nats:g})")
-    elif isinstance(objective, Capacity):
-        advice.append(f"a higher capacity ({key}.max_nats)")
-    elif isinstance(objective, GECO):
-        target = "target_nats" if objective.target_per_dim is None else "target_per_dim"  # both together are refused
-        advice.append(f"a lower distortion to reach ({key}.{target})")
-    elif task.model.discrete:
-        advice.append("more codes (--model.codes), a higher share under which they are revived (--model.revival)")
-        advice.append("another seed (--seed)")
-    elif isinstance(objective, ELBO):
-        # The objective under terms is named as well: where it is a default, its options alone are not taken.
-        named = "" if objective is task.objective else f"{key} {type(objective).__name__} "
-        advice.append(f"free bits ({named}{key}.free_nats 8)")
-        advice.append(f"annealing beta ({key}.beta with class_path Linear, start 0, end 1, finish 0.2)")
-    else:
-        advice.append(f"free bits ({key} ELBO {key}.free_nats 8)")
-    why = "few codes are in use" if task.model.discrete else "the decoder ignores z"
-    return f"the latent code is dying: its rate is {rate * BITS:.2f} bits per image, so {why}. Try {'; '.join(advice)}."
+    return collapse.collapse_warning(rate, task.model, task.objective)
 
 
 def write_row(path: Path, row: dict[str, float]) -> None:

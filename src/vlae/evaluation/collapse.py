@@ -1,0 +1,69 @@
+"""A latent code that dies: when it is said to, and what to change. Training warns in the words that `doctor` uses."""
+
+from __future__ import annotations
+
+from vlae.evaluation.information import BITS
+from vlae.models.base import LatentVariableModel
+from vlae.objectives import ELBO, GECO, Capacity, Objective, SoftFreeBits, WithTerms
+
+COLLAPSED_BITS = 1.0  # under one bit an image, the code does not even tell two halves of the data apart
+
+
+def is_collapsed(rate: float, model: LatentVariableModel) -> bool:
+    """Whether a rate in nats per image is that of a dying code; never where there is no code, or no rate."""
+    return bool(model.latent_size) and model.has_bound and rate * BITS < COLLAPSED_BITS  # NaN is another trouble
+
+
+def collapse_evidence(rate: float, model: LatentVariableModel) -> str:
+    """What a rate under one bit says."""
+    why = "few codes are in use" if model.discrete else "the decoder ignores z"
+    return f"the latent code is dying: its rate is {rate * BITS:.2f} bits per image, so {why}"
+
+
+def collapse_advice(model: LatentVariableModel, objective: Objective) -> str:
+    """What to change, in options of `vlae train`."""
+    config, advice = model.config, []
+    if "decoder_layers" in config:
+        advice.append(f"fewer decoder layers (--model.decoder_layers, now {config['decoder_layers']})")
+    if config.get("kernel_size", 3) > 3:  # no smaller one sees a neighbour
+        advice.append(f"a smaller kernel (--model.kernel_size, now {config['kernel_size']})")
+    if config.get("stacks") == "row_lstm":
+        advice.append("fewer rows to remember (--model.trunk_options '{memory: 1}')")
+    outer, (objective, key) = objective, innermost(objective)
+    if isinstance(objective, SoftFreeBits):
+        advice.append(f"a higher target rate ({key}.target_nats, now {objective.target_nats:g})")
+    elif isinstance(objective, Capacity):
+        advice.append(f"a higher capacity ({key}.max_nats)")
+    elif isinstance(objective, GECO):
+        advice.append(f"a lower distortion to reach ({key}.{geco_target(objective)})")
+    elif model.discrete:
+        advice.append("more codes (--model.codes), a higher share under which they are revived (--model.revival)")
+        advice.append("another seed (--seed)")
+    elif isinstance(objective, ELBO):
+        # The objective under terms is named as well: where it is a default, its options alone are not taken.
+        named = "" if objective is outer else f"{key} {type(objective).__name__} "
+        advice.append(f"free bits ({named}{key}.free_nats 8)")
+        advice.append(f"annealing beta ({key}.beta with class_path Linear, start 0, end 1, finish 0.2)")
+    else:
+        advice.append(f"free bits ({key} ELBO {key}.free_nats 8)")
+    return "; ".join(advice)
+
+
+def collapse_warning(rate: float, model: LatentVariableModel, objective: Objective) -> str | None:
+    """What to change when the rate, in nats per image, is under one bit; None where it is not."""
+    if not is_collapsed(rate, model):
+        return None
+    return f"{collapse_evidence(rate, model)}. Try {collapse_advice(model, objective)}."
+
+
+def innermost(objective: Objective) -> tuple[Objective, str]:
+    """The objective under all terms that are added to it, and the option that it is set by."""
+    key = "--objective"
+    while isinstance(objective, WithTerms):
+        objective, key = objective.objective, f"{key}.objective"
+    return objective, key
+
+
+def geco_target(objective: GECO) -> str:
+    """Which of the two targets was given: both together are refused."""
+    return "target_nats" if objective.target_per_dim is None else "target_per_dim"
