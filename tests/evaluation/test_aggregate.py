@@ -154,6 +154,7 @@ def test_posteriors_that_do_not_meet_reach_the_ceiling(tiny_vae):
     assert result.mutual_information <= result.ceiling
     assert result.mutual_information_error < 1e-12
     assert result.marginal_kl > 10
+    assert result.saturated == 1
 
 
 def test_of_pairs_of_equal_images_half_can_be_told_apart(tiny_vae):
@@ -267,3 +268,11 @@ def test_what_cannot_be_measured_is_refused_in_a_line(tiny_vae, binary):
             information(tiny_vae(), batches(binary(4)), **options)
     with pytest.raises(VlaeError, match="labels"):
         information(tiny_vae(classes=3), batches(binary(4)))
+
+
+def test_images_near_the_ceiling_are_counted(tiny_vae):
+    """Twelve images share a posterior and two stand far from all: log 14/12 of each, and log 14 of each."""
+    model, x = far_apart(tiny_vae()), torch.eye(20).view(20, 1, 5, 4).double()
+    result = information(model, batches(torch.cat([x[:1].expand(12, -1, -1, -1), x[1:3]])))
+    assert result.mutual_information == pytest.approx((12 * math.log(14 / 12) + 2 * math.log(14)) / 14, abs=1e-9)
+    assert result.saturated == pytest.approx(2 / 14)

@@ -7,7 +7,7 @@ from scipy.special import logsumexp
 
 from vlae import VlaeError
 from vlae.evaluation import LogMeanExp, bounds, evaluate, evaluate_nll, importance_nll, keyed_generators
-from vlae.evaluation.bounds import at_each, first_images, standard_error
+from vlae.evaluation.bounds import at_each, first_images, sample_counts, standard_error
 
 
 def batches(x, size):
@@ -279,3 +279,10 @@ def test_no_images_are_refused(tiny_vae, binary):
 
 def test_standard_error_of_one_value():
     assert standard_error(torch.ones(1)) == 0
+
+
+def test_numbers_of_samples_may_be_numpys_and_are_no_booleans():
+    assert sample_counts([np.int64(3), 1, 3]) == [1, 3]
+    for wrong in (True, [True, 2], [2.0], []):
+        with pytest.raises(VlaeError, match="integers of 1 or more"):
+            sample_counts(wrong)

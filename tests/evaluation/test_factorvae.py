@@ -125,3 +125,12 @@ def test_votes_need_images():
         factor_vae_score(mixed(), FULL, images=1)
     with pytest.raises(VlaeError, match="votes must be 1 or more"):
         factor_vae_score(mixed(), FULL, test_votes=0)
+
+
+def test_one_far_image_does_not_make_the_other_dimensions_dead():
+    v = grid([3, 4, 5]).repeat(20, 1)
+    codes = v.double()
+    codes[0, 0] = 30 * codes.std()  # 1,200 images: the dimension's deviation is then near that of the others
+    far = codes.clone()
+    far[0, 0] = 1e3
+    assert factor_vae_score(far, v) > 0.95

@@ -122,7 +122,8 @@ def test_mig_agrees_with_the_definition_on_binned_codes():
 def test_bins_have_equal_width_and_few_values_are_kept():
     values = np.array([0.0, 0.09, 0.11, 0.5, 0.95, 1.0])
     assert discretised(values, 10, 5).tolist() == [0, 0, 1, 5, 9, 9]
-    assert discretised(values, 10, 6).tolist() == [0, 1, 2, 3, 4, 5]
+    assert discretised(values.repeat(2), 10, 6).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert discretised(values, 10, 6).tolist() == [0, 0, 1, 5, 9, 9]  # each value once: they name images, not classes
 
 
 def test_threshold_accuracy_is_the_best_of_all_thresholds():
@@ -158,3 +159,9 @@ def test_a_gap_is_between_the_two_best():
 def test_bins_are_positive():
     with pytest.raises(VlaeError, match="bins must be 1 or more"):
         mig(WORKED, PAIRS, bins=0)
+
+
+def test_few_images_with_a_value_each_do_not_name_the_factors():
+    v = grid([2, 2]).repeat(5, 1)  # 20 images, as many as there are bins
+    noise = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    assert mig(v + 0.01 * noise, v) == 1.0

@@ -219,3 +219,11 @@ def test_sample_quality_is_the_classifiers():
 def test_bad_input_is_refused(call, said):
     with pytest.raises(VlaeError, match=said):
         call()
+
+
+@pytest.mark.parametrize("measure", [quality.psnr, quality.ssim])
+@pytest.mark.parametrize("value", [255.0, -0.1, float("nan")])
+def test_what_takes_images_in_0_1_refuses_others(measure, value):
+    x = torch.zeros(1, 1, 8, 8)
+    with pytest.raises(VlaeError, match=r"must be in \[0, 1\]"):
+        measure(x, torch.full_like(x, value))

@@ -18,6 +18,7 @@ from vlae.models.context import given
 from vlae.models.latents import Latents, each, joined, some
 
 STREAM = 2  # of the noise; the bound and the importance weights have others
+SATURATED = 0.1  # the share of images at the ceiling from which on the estimate says little of its true value
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,12 @@ class Information:
     .. math:: I_q(x; z) = E[\log q(z|x) - \log q(z)], \quad KL(q(z) || p(z)) = E[\log q(z) - \log p(z)]
 
     over the N images and one z ~ q(z|x) of each. Since q(z) holds a share of 1/N of each image's own posterior, the
-    first is at most log N: that many nats are enough to tell N images apart, and no more can be asked of them. Where
-    the mutual information is near this ceiling, it says only that the codes tell these N images apart; the true value,
-    over all images there are, may be any larger, and the marginal KL is then too large by what the mutual information
-    is short of, for their sum, the rate, is not limited. Values well below the ceiling can be trusted, as more images
-    would hardly change them.
+    first is at most log N: that many nats are enough to tell N images apart, and no more can be asked of them. Each
+    image's own share, log q(z|x) - log q(z), has this ceiling, so that the mean is held down well before it is there:
+    `saturated` is the share of images within 1 nat of it, and above `SATURATED` the estimate is to be distrusted. Where
+    that is so, the codes tell most of these N images apart; the true value, over all images there are, may be any
+    larger, and the marginal KL is then too large by what the mutual information is short of, for their sum, the rate,
+    is not limited.
 
     The errors are standard errors over images, for the q(z) of these images: they do not tell of the ceiling.
 
@@ -43,6 +45,7 @@ class Information:
         rate: the sum of the two, which is the Monte Carlo estimate of the rate from the same z.
         ceiling: log N, the most that the mutual information can be.
         images: N.
+        saturated: the share of images whose own log q(z|x) - log q(z) is within 1 nat of the ceiling, 0 to 1.
     """
 
     mutual_information: float
@@ -52,6 +55,7 @@ class Information:
     rate: float
     ceiling: float
     images: int
+    saturated: float
 
 
 @torch.no_grad()
@@ -70,8 +74,8 @@ def information(
     not depend on the batch size, as noise is keyed by image.
 
     A conditional model's posterior of an image is the one given the image's own context. The mutual information is then
-    what z says of image and context together. Where the prior is the same for every context, the marginal KL is that of
-    all contexts' codes together.
+    what z says of image and context together, and the marginal KL is that of all contexts' codes together: priors are
+    the same for every context.
 
     Args:
         model: used in eval mode; left in the mode it was in.
@@ -119,6 +123,7 @@ def information(
         rate=mutual_information + marginal_kl,
         ceiling=ceiling,
         images=len(own),
+        saturated=(gain > ceiling - 1).double().mean().item(),
     )
 
 

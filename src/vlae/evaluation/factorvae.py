@@ -8,7 +8,7 @@ from torch import Tensor
 from vlae.errors import VlaeError, require_positive
 from vlae.evaluation.known_factors import codes_and_classes
 
-DEAD = 0.05
+DEAD = 0.01
 ELEMENTS = 2**22  # how many numbers are looked at at once
 
 
@@ -30,8 +30,9 @@ def factor_vae_score(
     the share of fresh votes that are right. A guess is right once in as many votes as there are factors.
 
     The paper generates the images of a vote; here they are drawn among those given, which on the full grid of factors
-    is the same. Values that a single image has are left out: nothing could vary. Dimensions that hardly move are too,
-    as in the paper, and if all are constant, the score is 0. The numbers of votes and images are Locatello's et al.
+    is the same. Values that a single image has are left out: nothing could vary. Dimensions that hardly move beside the
+    widest are too (the paper leaves out those that have collapsed to the prior, which codes alone do not show), and if
+    all are constant, the score is 0. The numbers of votes and images are Locatello's et al.
     (2019).
 
     Args:

@@ -20,12 +20,15 @@ def mig(codes: Tensor, factors: Tensor, bins: int = BINS) -> float:
     .. math:: \frac{1}{F} \sum_k \frac{1}{H(v_k)} \left( I(z_{j(k)}; v_k) - \max_{j \ne j(k)} I(z_j; v_k) \right),
         \quad j(k) = \arg\max_j I(z_j; v_k)
 
+    The codes are given, one for each image: posterior means, as Locatello et al. take them, where eq. 6 draws
+    z ~ q(z|x). A dimension at the prior has means that hardly move and yet may follow a factor: make it constant.
+
     Mutual information and entropy are those of the images themselves (the plug-in estimate), with the dimensions cut
     into bins of equal width between their least and greatest value (Locatello et al. 2019, arXiv 1811.12359). A
-    dimension with no more distinct values than that, or than the factor with the most classes has, is not cut: each
-    value is a class. So the factors themselves as code have a gap of exactly 1, and a code that holds each of them
-    twice, or is constant, exactly 0. Mutual information of N images is too large by about (bins - 1) (classes - 1) / 2N
-    nats: give thousands.
+    dimension with no more distinct values than that, or than the factor with the most classes has, is not cut where its
+    values repeat: each value is a class. So the factors themselves as code have a gap of exactly 1, and a code that
+    holds each of them twice, or is constant, exactly 0. Mutual information of N images is too large by about
+    (bins - 1) (classes - 1) / 2N nats: give thousands.
 
     Args:
         codes: [N, D]. Where D = 1, the second best dimension is one that tells nothing.
@@ -89,9 +92,12 @@ def gap(scores: Sequence[float], guess: float) -> float:
 
 
 def discretised(dimension: np.ndarray, bins: int, most: int) -> np.ndarray:
-    """Classes of the values of one dimension [N]: the values themselves, or where they are more than `most`, bins."""
+    """Classes of the values of one dimension [N]: the values themselves, or bins.
+
+    Bins where there are more values than `most`, and where they hardly repeat: few images have few values.
+    """
     values, inverse = np.unique(dimension, return_inverse=True)
-    if len(values) <= most:
+    if len(values) <= min(most, len(dimension) // 2):
         return inverse
     low, high = values[0], values[-1]
     return np.minimum((dimension - low) / (high - low) * bins, bins - 1).astype(np.int64)

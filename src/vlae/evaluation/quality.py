@@ -16,6 +16,7 @@ from vlae.evaluation.classifier import Classifier
 
 EXACT = 1e-10  # the least mean squared error that the PSNR tells apart, 100 dB
 CHUNK = 500  # images at a time: memory, not the result
+ROUNDING = 1e-3  # that images may leave [0, 1] by
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:
@@ -35,6 +36,7 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
         >>> psnr(torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.1)).round(decimals=4).tolist()
         [20.0]
     """
+    check_range(x, y)
     return -10 * mse(x, y).clamp(min=EXACT).log10()
 
 
@@ -48,6 +50,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     from torchmetrics.functional.image import structural_similarity_index_measure  # seconds to import
 
     side = _side(x)
+    check_range(x, y)
     gaussian = side >= 11
     window = 11 if gaussian else min(7, side - 1 + side % 2)
     inside = slice(window // 2, -(window // 2))
@@ -174,6 +177,14 @@ def _factor(features: Tensor) -> Tensor:
     """R [min(N, D), D] with R^T R the covariance of features [N, D]."""
     centred = (features - features.mean(0)) / math.sqrt(len(features) - 1)
     return torch.linalg.qr(centred, mode="r").R if len(features) > features.shape[1] else centred
+
+
+def check_range(*images: Tensor) -> None:
+    """Refuses images with values outside [0, 1], but for rounding, or NaN."""
+    for x in images:
+        low, high = x.aminmax() if x.numel() else (torch.zeros(()), torch.ones(()))
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN too
+            raise VlaeError(f"images must be in [0, 1]; got values from {low.item():.3g} to {high.item():.3g}")
 
 
 def _pairwise(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:

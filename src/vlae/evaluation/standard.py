@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlae.data.sources import File, fetch, one_line, verify
+from vlae.data.sources import File, fetch, find, one_line, verify
 from vlae.errors import VlaeError
 from vlae.evaluation.networks import LPIPS, Inception
-from vlae.evaluation.quality import frechet_distance, inception_score
+from vlae.evaluation.quality import check_range, frechet_distance, inception_score
 
 INCEPTION_WEIGHTS = File(
     "weights-inception-2015-12-05-6726825d.pth",
@@ -40,7 +40,6 @@ ALEXNET_WEIGHTS = File(
     ("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",),
 )
 CHUNK = 50  # images at a time: memory, not the result
-ROUNDING = 1e-3  # that images may leave [0, 1] by
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -79,24 +78,28 @@ class InceptionNetwork:
         return features, logits.log_softmax(1)
 
 
-def load_inception(device: str | torch.device = "cpu") -> InceptionNetwork:
+def load_inception(device: str | torch.device = "cpu", download: bool = True) -> InceptionNetwork:
     """The standard Inception network in eval mode; on a CPU it takes about 0.1 seconds of one core an image.
+
+    `download` says whether to fetch its weights, 96 MB, where they are not here.
 
     Raises:
         Unavailable: its weights are not here and can't be downloaded, or are damaged.
     """
-    network = _with(Inception(), _weights("FID and Inception Score", INCEPTION_WEIGHTS)).to(device)
+    network = _with(Inception(), _weights("FID and Inception Score", INCEPTION_WEIGHTS, download)).to(device)
     # The layout makes a CPU a third faster.
     return InceptionNetwork(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
-def load_lpips(device: str | torch.device = "cpu") -> LPIPS:
+def load_lpips(device: str | torch.device = "cpu", download: bool = True) -> LPIPS:
     """The network of LPIPS in eval mode: AlexNet, and the weights of its layers that torchmetrics holds.
+
+    `download` says whether to fetch AlexNet's weights, 244 MB, where they are not here.
 
     Raises:
         Unavailable: AlexNet's weights are not here and can't be downloaded, or are damaged.
     """
-    alexnet = _weights("LPIPS", ALEXNET_WEIGHTS)
+    alexnet = _weights("LPIPS", ALEXNET_WEIGHTS, download)
     of_layers = _read("LPIPS", _layer_weights(), "reinstall torchmetrics")
     state = {name: value for name, value in alexnet.items() if name.startswith("features.")}
     state |= {
@@ -143,9 +146,7 @@ def as_rgb(x: Tensor) -> Tensor:
     """
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not x.numel():
         raise VlaeError(f"a standard network takes grey or RGB images [N, C, H, W], C = 1 or 3; got {list(x.shape)}")
-    low, high = x.aminmax()
-    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN too
-        raise VlaeError(f"images must be in [0, 1]; got values from {low.item():.3g} to {high.item():.3g}")
+    check_range(x)
     return x.clamp(0, 1).expand(-1, 3, -1, -1)
 
 
@@ -161,15 +162,24 @@ def enlarged(x: Tensor, side: int) -> Tensor:
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
-def _weights(what: str, file: File) -> dict[str, Tensor]:
-    """A published file of weights: from torch.hub's cache, else where data files are, else downloaded."""
+def _weights(what: str, file: File, download: bool) -> dict[str, Tensor]:
+    """A published file of weights: from torch.hub's cache, else where data files are, else downloaded.
+
+    Raises:
+        Unavailable: it is nowhere, and `download` is False or the download fails; or it is damaged.
+    """
     shared = Path(torch.hub.get_dir()) / "checkpoints" / file.name
     try:
-        if shared.is_file():
+        elsewhere = find(file, None)
+        if shared.is_file() and elsewhere is None:
             verify(shared, file.checksum)
             path = shared
+        elif elsewhere is None and not download:
+            raise Unavailable(f"{what}: its weights, {file.name}, are not here: name it in --only to download them")
         else:
             (path,) = fetch(what, [file], None)
+    except Unavailable:
+        raise
     except (VlaeError, OSError) as error:
         raise Unavailable(str(error)) from error
     return _read(what, path)
