@@ -100,6 +100,7 @@ def test_a_pretrained_model_has_no_run_even_beside_one_of_its_name(here):
         ("doctor nothing", "no saved model"),
         ("doctor --run nothing", "is not a run"),
         ("doctor outputs/tiny --images 1", "images must be at least 2"),
+        ("doctor outputs/tiny --data.limit 1", "digits test has 1 image"),
     ],
 )
 def test_errors_are_one_line(line, message, here, capsys):

@@ -28,6 +28,26 @@ def test_idx_sets(root, write_idx, rng, name):
         load(name, "test", root)
 
 
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+@pytest.mark.parametrize("size", [14, 7])
+def test_smaller_images_are_means_over_squares(root, write_idx, rng, name, size):
+    x = rng.integers(256, size=(12, 28, 28), dtype=np.uint8)
+    write_idx(root / name / "t10k-images-idx3-ubyte.gz", x)
+    write_idx(root / name / "t10k-labels-idx1-ubyte.gz", np.arange(12, dtype=np.uint8) % 10)
+    test, k = load(name, "test", root, size=size), 28 // size
+    means = [
+        [[np.mean(image[k * i : k * i + k, k * j : k * j + k]) for j in range(size)] for i in range(size)]
+        for image in x
+    ]
+    assert np.array_equal(test.images[:, 0], np.round(means))
+    assert test.labels.tolist() == [i % 10 for i in range(12)] and test.effective_levels == 256
+    assert f"means over {k}x{k} pixels" in test.protocol
+    assert load(name, "test", root, size=28).image_shape == (1, 28, 28)
+    for wrong in (13, 0, True, "14"):
+        with pytest.raises(VlaeError, match="expected 28, 14 or 7"):
+            load(name, "test", root, size=wrong)
+
+
 def write_amats(folder, rng):
     folder.mkdir()
     arrays = {}

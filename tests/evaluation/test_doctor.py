@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,10 +21,11 @@ from vlae.distributions.likelihoods import Factorised, Likelihood
 from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.distributions.priors import StandardNormalPrior
 from vlae.errors import VlaeError
-from vlae.evaluation import checks, doctor
-from vlae.evaluation.checks import Case, LeftOut
-from vlae.evaluation.evidence import marginal_exchange, periodic_energy, prior_outside
-from vlae.evaluation.history import History, make_objective, read_history, read_rows
+from vlae.evaluation import doctor, model_checks, training_checks
+from vlae.evaluation.aggregate import SATURATED
+from vlae.evaluation.case import Case, LeftOut
+from vlae.evaluation.evidence import Exchange, Outside, marginal_exchange
+from vlae.evaluation.history import History
 from vlae.models.base import LatentVariableModel
 from vlae.training.run import TrainerSettings
 from vlae.training.task import OptimizerSettings
@@ -223,7 +225,7 @@ def test_every_model_is_examined_as_far_as_it_goes(make, absent):
     found = doctor.diagnose(model, digits)
     training = {"instability", "overfitting", "unfinished training"}
     assert set(found.left_out) == {*absent, *training} and all(found.left_out.values())
-    assert {finding.name for finding in found.findings} == set(checks.CHECKS) - {"codebook"} - set(found.left_out)
+    assert {finding.name for finding in found.findings} == set(doctor.CHECKS) - {"codebook"} - set(found.left_out)
 
 
 def test_mean_images_of_binarised_data_are_set_beside_the_greys(tiny_vae):
@@ -239,85 +241,114 @@ def test_data_of_another_kind_are_refused(data):
         doctor.diagnose(vlae.VAE((1, SIDE, SIDE)), data)
     with pytest.raises(VlaeError, match="images must be at least 2"):
         doctor.diagnose(Patches(), data, images=1)
+    with pytest.raises(VlaeError, match="patches test has 1 image:"):
+        doctor.diagnose(Patches(), data.subset(1))
 
 
-# -- measurements -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_a_prior_whose_draws_are_no_numbers(share, data):
+    class Overflowing(Patches):
+        def prior(self):
+            found, draw = super().prior(), super().prior().sample
+
+            def sample(shape, generator=None):
+                z = draw(shape, generator=generator)
+                z[: round(share * len(z))] = math.nan
+                return z
+
+            found.sample = sample
+            return found
+
+    found = doctor.diagnose(Overflowing(), data)
+    assert wrong(found) == {"holes": "problem"}  # the reconstructions are still looked at
+    finding = only(found, "holes")
+    assert f"{round(share * 200)} of 200 draws from the prior are not finite numbers" in finding.evidence
+    assert "--optimizer.lr" in finding.advice and finding.values["broken"] == round(share * 200)
 
 
-@pytest.mark.parametrize("beta", [0.5, 1.0, 4.0])
-def test_the_exchange_at_the_optimum_of_a_beta_is_that_beta(beta, data):
-    x = data.tensor().double()
-    found = marginal_exchange(Patches(beta=beta), in_batches(x))
-    assert found.error < 0.06 * beta
-    assert abs(found.value - beta) < 4 * found.error + 0.01 * beta
+# -- planted in what was measured -------------------------------------------------------------------------------------
 
 
-def test_the_exchange_is_minus_the_ratio_of_the_slopes(linear_gaussian, flat_images):
-    model, x = linear_gaussian(), flat_images(2000)
-    found = marginal_exchange(model, in_batches(x))
-    with torch.no_grad():
-        q = model.encode(x)
-        # In closed form: d/dlog s of sum |w_k|^2 s^2 sigma_k^2 / (2 * 0.4^2), and of the analytic rate.
-        slope = ((model.weight**2).sum(0) * q.variance / 0.4**2).sum(1).mean()
-        rate = (q.variance - 1).sum(1).mean()
-    # A central difference of s^2 is (e^0.2 - e^-0.2) / 0.4 times its derivative; log s is straight.
-    scale = math.sinh(0.2) / 0.2
-    expected = -(scale * slope / (scale * (rate + 2) - 2)).item()
-    assert abs(found.value - expected) < 4 * found.error
+@pytest.fixture(scope="module")
+def healthy(data):
+    """The case of a healthy model."""
+    return doctor.gather(Patches(), data.subset(120), None, 120, 0, lambda stage: None)
 
 
-def test_no_exchange_where_the_posterior_is_no_gaussian(tiny_vae, binary):
-    assert marginal_exchange(tiny_vae(posterior="iaf"), in_batches(binary(4))) is None
+def judged(case, name):
+    """The finding of one check, or the reason why it was left out."""
+    findings, left_out = doctor.examine(case)
+    return left_out[name] if name in left_out else next(finding for finding in findings if finding.name == name)
 
 
-def test_draws_of_a_prior_that_is_met_are_outside_as_often_as_the_quantile_says(data):
-    x = data.tensor().double()
-    for quantile in (0.05, 0.5):
-        found = prior_outside(Patches(), in_batches(x), quantile=quantile)
-        error = math.sqrt(2 * quantile * (1 - quantile) / found.draws)  # of the share, and of the quantile itself
-        assert abs(found.share - quantile) < 4 * error
-    assert prior_outside(Patches(shift=3.0), in_batches(x)).share > 0.95
+@pytest.mark.parametrize(
+    ("value", "error"), [(math.nan, math.nan), (math.inf, math.nan), (-math.inf, 0.1), (3.0, math.inf)]
+)
+def test_an_exchange_that_is_no_number_is_no_finding(value, error, healthy):
+    case = replace(healthy, exchange=Exchange(value, error), history=History({}, objectives.ELBO(free_nats=3.0)))
+    assert judged(case, "over-regularisation") == "the slope of the rate is not measurable"
+    case.outside = Outside(0.9, 0.05, 20.0, 60, 0)
+    finding = judged(case, "holes")
+    assert finding.severity == "problem" and "a nat of rate" not in finding.advice
+    case.exchange = Exchange(0.1, 0.01)
+    assert "a nat of rate" in judged(case, "holes").advice
 
 
-def test_the_density_gap_is_that_of_two_normals():
-    # One image's posterior is N(0, I) for every image, and the prior N(0, I): codes and draws are alike. Moved by m,
-    # a draw's log density falls by |m|^2 / 2 on average, and so by about that in the median.
-    class Fixed(Patches):
-        def encode(self, x):
-            zero = x.new_zeros(len(x), DIM)
-            return DiagonalGaussian(zero + 2, zero)
-
-    found = prior_outside(Fixed(), in_batches(torch.zeros(2000, 1, SIDE, SIDE).double()), images=2000)
-    assert found.gap == pytest.approx(0.5 * DIM * 4, abs=0.8)
-    with pytest.raises(VlaeError, match="4 images"):
-        prior_outside(Fixed(), in_batches(torch.zeros(3, 1, SIDE, SIDE).double()))
+def test_the_slope_has_its_source(healthy):
+    assert "-dD/dR" in judged(healthy, "over-regularisation").evidence
+    assert all("Alemi et al. 2018" in text for text in (marginal_exchange.__doc__,
+               judged(healthy, "over-regularisation").evidence))  # fmt: skip
 
 
-def test_the_energy_of_a_checkerboard_is_known():
-    torch.manual_seed(0)
-    i = torch.arange(32)
+def test_a_gap_that_is_no_number_does_not_say_that_the_code_is_used(healthy):
+    def of(**changes):
+        return judged(replace(healthy, evaluation=replace(healthy.evaluation, **changes)), "collapse")
+
+    assert "not a number" in of(shuffled_gap=math.nan)
+    assert "not a number" in of(shuffled_gap=math.nan, rate=None, rate_bits=None)
+    dying = of(shuffled_gap=math.nan, rate=0.1, rate_bits=0.1 / math.log(2))
+    assert dying.severity == "problem" and "nan" not in dying.evidence
+    assert of(shuffled_gap=math.inf).severity == "ok"
+
+
+def test_a_pattern_that_is_no_finding_is_said_to_be_faint_or_of_the_data(healthy):
+    i = torch.arange(SIDE)
     board = (-1.0) ** (i[:, None] + i)
-    found = periodic_energy(0.25 * board[None, None], 2)
-    assert found.amplitude == pytest.approx(0.25) and found.peak > 1e20  # nothing beside it but rounding
-    # In noise of variance v each of the 32^2 frequencies has v / 32^2, and the board a^2 at one of three.
-    noise = 0.1 * torch.randn(500, 1, 32, 32)
-    found = periodic_energy(noise + 0.01 * board, 2)
-    assert found.peak == pytest.approx(1 + 0.01**2 / (3 * 0.1**2 / 32**2), rel=0.1)
-    assert found.amplitude == pytest.approx(0.01, rel=0.1)
-    assert periodic_energy(noise, 2).peak == pytest.approx(1, abs=0.15)
+    noise = 0.5 + 0.01 * torch.randn(100, 1, SIDE, SIDE)
+    faint = replace(healthy, images=noise, reconstructions=0.5 + 0.1 * (noise - 0.5) + 0.002 * board, samples=noise)
+    finding = judged(faint, "checkerboard")
+    assert finding.values["reconstructions_peak_2"] > 3 and finding.severity == "ok"
+    assert "0.5 of 255 grey levels, under the 1.5 that can be seen" in finding.evidence
+    learned = replace(healthy, images=noise + 0.03 * board, reconstructions=noise + 0.03 * board, samples=noise)
+    finding = judged(learned, "checkerboard")
+    assert finding.values["reconstructions_peak_2"] > 3 and finding.severity == "ok"
+    data_peak = finding.values["data_peak_2"]
+    assert f"the data have it too: {data_peak:.2f} times" in finding.evidence and "under" not in finding.evidence
+    made = replace(healthy, images=noise, reconstructions=noise + 0.03 * board, samples=noise)
+    assert judged(made, "checkerboard").severity == "problem"
+    flat = judged(replace(healthy, images=noise, reconstructions=noise, samples=noise), "checkerboard")
+    assert max(v for k, v in flat.values.items() if "peak" in k) < 3 and "no pattern" in flat.evidence
 
 
-def test_a_period_has_its_own_frequencies():
-    i = torch.arange(32)
-    stripes = {p: torch.cos(2 * math.pi * i / p).expand(1, 1, 32, 32).double() for p in (2, 4, 8)}
-    for p, image in stripes.items():
-        for q in (2, 4, 8):
-            expected = image.square().mean().sqrt().item() if p == q else 0.0
-            assert periodic_energy(image, q).amplitude == pytest.approx(expected, abs=1e-6)
-    assert periodic_energy(stripes[2], 16) is None  # four periods do not fit in
-    assert periodic_energy(stripes[2][..., :31, :30], 2).amplitude == pytest.approx(1)  # cut to whole periods
-    with pytest.raises(VlaeError, match="2 pixels"):
-        periodic_energy(stripes[2], 1)
+def test_blurred_means_are_said_to_be_expected_of_a_factorised_decoder(healthy):
+    grey = healthy.expected.mean((2, 3), keepdim=True)
+    for share in (0.6, 0.3):  # of the contrast: of the variance its square
+        pictures = grey + share * (healthy.expected - grey)
+        case = replace(healthy, reconstructions=pictures, samples=pictures)
+        finding = judged(case, "blur")
+        assert finding.severity == ("notice" if share == 0.6 else "problem")
+        assert "a factorised VAE is expected to be blurred" in finding.evidence and "30% to 60%" in finding.evidence
+        case.model = vlae.VLAE((1, SIDE, SIDE), encoder_widths=[4])
+        assert "expected" not in judged(case, "blur").evidence
+
+
+def test_a_marginal_kl_counts_where_few_images_are_at_the_ceiling(healthy):
+    info = replace(healthy.information, mutual_information=3.0, marginal_kl=7.0, rate=10.0)
+    assert healthy.outside.share < 0.3
+    at = {share: judged(replace(healthy, information=replace(info, saturated=share)), "holes") for share in (0, 0.1, 1)}
+    assert SATURATED == 0.1 and [finding.severity for finding in at.values()] == ["problem", "problem", "ok"]
+    near = replace(info, mutual_information=info.ceiling - 0.5, saturated=0.05)  # how many images, not how near
+    assert judged(replace(healthy, information=near), "holes").severity == "problem"
 
 
 # -- planted in the run -----------------------------------------------------------------------------------------------
@@ -407,6 +438,26 @@ def test_exactly_what_the_log_shows_is_found(rows, changes, expected, tmp_path, 
     assert wrong(found) == expected
 
 
+def test_the_best_epoch_is_named_where_epochs_are_missing(healthy):
+    rows = bounds(FALLING, [203, 153, 133, 124, 126, 128, 130, 132])
+    rows[1] = {"epoch": 2.0, "step": 200.0}
+    finding = judged(replace(healthy, history=History(settings(), objectives.ELBO(), rows)), "overfitting")
+    assert finding.values["best_epoch"] == 4 and "since epoch 4" in finding.evidence
+    for row in rows[::2]:  # validated at every other epoch only
+        del row["validation/rate"], row["validation/distortion"]
+    finding = judged(replace(healthy, history=History(settings(), objectives.ELBO(), rows)), "overfitting")
+    assert finding.values["best_epoch"] == 4 and finding.values["gap"] == pytest.approx(20)
+
+
+@pytest.mark.parametrize("broken", [1, 7])
+def test_a_drift_is_that_of_the_epochs_that_are_numbers(broken, healthy):
+    rows = bounds([115, 114, 112, 114, 116, 118, 120, 122], SMOOTH)
+    rows[broken]["train/distortion"] = math.nan
+    finding = judged(replace(healthy, history=History(settings(), objectives.ELBO(), rows)), "instability")
+    assert finding.values["drift"] == pytest.approx(10 if broken == 1 else 8) and finding.severity == "problem"
+    assert "drifted upwards" in finding.evidence
+
+
 def test_over_regularisation_names_the_beta_of_the_run(tmp_path, data):
     objective = {"class_path": "vlae.objectives.ELBO", "init_args": {"beta": 4.0}}
     run = write_run(tmp_path / "run", bounds(FALLING, SMOOTH), objective=objective)
@@ -429,21 +480,6 @@ def test_a_run_that_trains_on_validation_has_no_overfitting_to_show(tmp_path, da
     rows = bounds(FALLING, [203, 153, 133, 124, 126, 128, 130, 132])
     run = write_run(tmp_path / "run", rows, data={"split": "train+validation"})
     assert "overfitting" in doctor.diagnose(Patches(), data.subset(100), run).left_out
-
-
-def test_what_is_not_as_training_wrote_it_is_refused(tmp_path):
-    (tmp_path / "metrics.csv").write_text("epoch,x\n1,hello\n")
-    with pytest.raises(VlaeError, match="something else than numbers"):
-        read_rows(tmp_path / "metrics.csv")
-    (tmp_path / "metrics.csv").write_text("x\n1\n")
-    with pytest.raises(VlaeError, match="without an epoch"):
-        read_rows(tmp_path / "metrics.csv")
-    (tmp_path / "metrics.csv").write_text("epoch,x,y\n1,2,\n")
-    assert read_rows(tmp_path / "metrics.csv") == [{"epoch": 1.0, "x": 2.0}]  # what an epoch did not log
-    (tmp_path / "config.yaml").write_text("[")
-    with pytest.raises(VlaeError, match="can't be read"):
-        read_history(tmp_path)
-    assert make_objective({"objective": {"class_path": "vlae.models.VAE"}}) is None and make_objective({}) is None
 
 
 # -- advice and output ------------------------------------------------------------------------------------------------
@@ -481,11 +517,15 @@ def test_advice_names_options_that_there_are(tmp_path, data):
         for objective in kinds:
             case.history = History(settings(data={"binarize": "static", "limit": 5}), objective, rows)
             for low in (0.1, 5.0):
-                case.exchange = checks.Exchange(low, 0.01)
+                case.exchange = Exchange(low, 0.01)
                 beta = case.objective.beta(1.0) if hasattr(case.objective, "beta") else None
-                said += [checks._less_pressure(case, beta), checks._better_prior(case), checks._sharper(case)]
-            said += [checks._generalise(case, case.history), checks._steadier(case.history)]
-            said += [finding.advice for finding in checks.examine(case)[0]]
+                said += [
+                    model_checks._less_pressure(case, beta),
+                    model_checks._better_prior(case),
+                    model_checks._sharper(case),
+                ]
+            said += [training_checks._generalise(case, case.history), training_checks.steadier(case.history)]
+            said += [finding.advice for finding in doctor.examine(case)[0]]
     used = {
         re.sub(r"^objective\.(objective\.)+", "objective.", name)
         for name in re.findall(r"--([a-z_.]+)", " ".join(said))
@@ -518,4 +558,4 @@ def test_numbers_that_are_none_are_null_in_the_file(tmp_path, data):
 def test_a_check_is_left_out_with_its_reason(data):
     case = Case(Patches(), data, doctor.evaluate(Patches(), in_batches(data.tensor().double())))
     with pytest.raises(LeftOut, match="no run"):
-        checks.overfitting(case)
+        training_checks.overfitting(case)

@@ -48,8 +48,8 @@ def load(
             into the cache.
         binarize: None, "static" (one fixed draw), "dynamic" (a new draw at each visit in training splits, the fixed
             one in the others) or "threshold" (x >= 0.5).
-        **options: of the set: `variant` of omniglot; `variant` and `whole` of dsprites; `size` and `whole` of sprites;
-            `path`, `size`, `crop`, `mode`, `crops_per_epoch` of folder.
+        **options: of the set: `size` of mnist and fashion_mnist; `variant` of omniglot; `variant` and `whole` of
+            dsprites; `size` and `whole` of sprites; `path`, `size`, `crop`, `mode`, `crops_per_epoch` of folder.
 
     Raises:
         VlaeError: an unknown name, split or option; files missing or broken; or the set is already binary.

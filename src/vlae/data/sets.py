@@ -24,14 +24,28 @@ def digits(split: str, root: Root) -> ImageDataset:
     return ImageDataset(images[rows], 17, name="digits", split=split, labels=labels[rows])
 
 
-def mnist(split: str, root: Root) -> ImageDataset:
-    """MNIST; the last 10,000 of the training file are the validation split."""
-    return _idx_set("mnist", files.MNIST, split, root)
+def mnist(split: str, root: Root, *, size: int = 28) -> ImageDataset:
+    """MNIST; the last 10,000 of the training file are the validation split.
+
+    With `size` 14 or 7 its pixels are means over squares of the original's: a study then takes a quarter of the time.
+    """
+    return _smaller(_idx_set("mnist", files.MNIST, split, root), size)
 
 
-def fashion_mnist(split: str, root: Root) -> ImageDataset:
-    """Fashion-MNIST; the last 10,000 of the training file are the validation split."""
-    return _idx_set("fashion_mnist", files.FASHION_MNIST, split, root)
+def fashion_mnist(split: str, root: Root, *, size: int = 28) -> ImageDataset:
+    """Fashion-MNIST; the last 10,000 of the training file are the validation split. `size` as of MNIST."""
+    return _smaller(_idx_set("fashion_mnist", files.FASHION_MNIST, split, root), size)
+
+
+def _smaller(images: ImageDataset, size: int) -> ImageDataset:
+    """The images with each square of (28 / size)^2 pixels replaced by its mean, rounded to the nearest level."""
+    if isinstance(size, bool) or size not in (7, 14, 28):
+        raise VlaeError(f"{images.name}: size={size!r}: expected 28, 14 or 7")
+    if size == 28:
+        return images
+    means = torch.nn.functional.avg_pool2d(images.images.double(), 28 // size).round().to(torch.uint8)
+    note = f"{images.note}, means over {28 // size}x{28 // size} pixels"
+    return ImageDataset(means, 256, name=images.name, split=images.split, labels=images.labels, note=note)
 
 
 def binarized_mnist(split: str, root: Root) -> ImageDataset:

@@ -21,13 +21,34 @@ from vlae.errors import VlaeError
 from vlae.evaluation import pictures
 from vlae.evaluation.aggregate import information
 from vlae.evaluation.bounds import Batch, evaluate
-from vlae.evaluation.checks import LEAST_OUTSIDE_IMAGES, NOTICE, OK, PROBLEM, Case, Finding, examine
+from vlae.evaluation.case import NOTICE, OK, PROBLEM, Case, Finding, LeftOut, times
 from vlae.evaluation.evidence import marginal_exchange, prior_outside
 from vlae.evaluation.history import read_history
+from vlae.evaluation.model_checks import (
+    LEAST_OUTSIDE_IMAGES,
+    blur,
+    checkerboard,
+    codebook,
+    collapse,
+    holes,
+    regularisation,
+)
+from vlae.evaluation.training_checks import instability, overfitting, unfinished
 from vlae.files import write_text
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
 
+CHECKS: dict[str, Callable[[Case], Finding]] = {
+    "collapse": collapse,
+    "codebook": codebook,
+    "over-regularisation": regularisation,
+    "holes": holes,
+    "blur": blur,
+    "checkerboard": checkerboard,
+    "instability": instability,
+    "overfitting": overfitting,
+    "unfinished training": unfinished,
+}
 PICTURES = 200  # reconstructions, and samples: enough for means over them, and quick with autoregressive decoders
 SLOW_PAIRS = 200  # images whose codes and posteriors are paired, where each pair takes more than a few products
 
@@ -107,15 +128,33 @@ def diagnose(
         progress: told what is being done.
 
     Raises:
-        VlaeError: the images are of another shape or other levels than the model's, or the run can't be read.
+        VlaeError: the images are too few, of another shape or other levels than the model's, or the run can't be read.
     """
     if images < 2 or batch_size < 1:
         raise VlaeError(f"images must be at least 2 and batch_size at least 1; got {images} and {batch_size}")
+    if len(dataset) < 2:
+        raise VlaeError(
+            f"{dataset.name} {dataset.split} has {times(len(dataset), 'image')}: they are compared with each other, "
+            "give at least 2"
+        )
     dataset = dataset.subset(min(images, len(dataset)))
     case = gather(model, dataset, run_directory, batch_size, seed, progress)
     findings, left_out = examine(case)
     warnings = [] if case.history is None else case.history.warnings
     return Diagnosis(type(model).__name__, dataset.protocol, len(dataset), findings, left_out, warnings)
+
+
+def examine(case: Case) -> tuple[list[Finding], dict[str, str]]:
+    """The findings, the worst first, and why the other checks were left out."""
+    findings, left_out = [], {}
+    for name, check in CHECKS.items():
+        try:
+            findings.append(check(case))
+        except LeftOut as reason:
+            if reason.args:
+                left_out[name] = str(reason)
+    order = [PROBLEM, NOTICE, OK]
+    return sorted(findings, key=lambda finding: order.index(finding.severity)), left_out
 
 
 def gather(
@@ -139,7 +178,7 @@ def gather(
     history = None if run_directory is None else read_history(run_directory)
     progress("bound")
     case = Case(model, dataset, evaluate(model, batches, seed=seed), history=history)
-    if not math.isfinite(case.evaluation.distortion + (case.evaluation.rate or 0)):
+    if not case.is_finite:
         return case
     count = len(dataset)
     if model.latent_size and model.has_bound and not model.discrete:
@@ -161,7 +200,8 @@ def gather(
             case.expected = part.binarized(None).tensor().to(dtype)
         if model.latent_size:
             case.reconstructions = getattr(pictures.reconstructions(model, x, context, seed), kind)
-        case.samples = getattr(pictures.samples(model, len(x), context, seed), kind)
+        if case.outside is None or not case.outside.broken:
+            case.samples = getattr(pictures.samples(model, len(x), context, seed), kind)
     return case
 
 

@@ -43,18 +43,23 @@ class History:
             value = value[name]
         return value
 
-    def negative_elbos(self, stage: str) -> list[float]:
-        """-ELBO of each epoch, nats; `stage` is "train" or "validation". Without a bound it is the distortion."""
-        return [row[f"{stage}/distortion"] + row[f"{stage}/rate"] for row in self.rows if f"{stage}/rate" in row]
+    def negative_elbos(self, stage: str) -> list[tuple[int, float]]:
+        """Epochs and their -ELBO, nats; `stage` is "train" or "validation". Without a bound it is the distortion."""
+        return [
+            (int(row["epoch"]), row[f"{stage}/distortion"] + row[f"{stage}/rate"])
+            for row in self.rows
+            if f"{stage}/rate" in row
+        ]
 
     def rises(self, stage: str) -> list[float]:
         """How much worse each epoch but the first made what it minimised, nats; negative where it made it better.
 
         For a plain ELBO that is the change of distortion + beta * rate, at the epoch's beta: a schedule of beta changes
         the bound without anything being wrong. Under free bits and other objectives the rate may rise on purpose, so
-        the distortion must have risen as well.
+        the distortion must have risen as well. Epochs whose numbers are not finite are passed over.
         """
-        rows = [row for row in self.rows if f"{stage}/rate" in row]
+        names = [f"{stage}/distortion", f"{stage}/rate"]
+        rows = [row for row in self.rows if all(math.isfinite(row.get(name, math.nan)) for name in names)]
         epochs = max(self.setting("trainer.max_epochs", 0) or 0, *(int(row["epoch"]) for row in rows), 1)
         objective = None if self.objective is None else innermost(self.objective)[0]
         found = []
