@@ -11,8 +11,8 @@ INSTALLED := .venv/.installed
 INSTALLED_DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train-mnist train-cifar10 eval sample viz-recon compare-dae demo verify bench family \
-	test lint format clean clean-all
+.PHONY: help install install-dev train-mnist train-cifar10 eval sample viz-recon compare-dae demo experiment \
+	verify bench family test lint format clean clean-all
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ compare-dae: install ## VAE, VLAE and denoising autoencoder side by side (ARGS="
 
 demo: install ## train, evaluate and draw on the digits that ship with scikit-learn; no download of data
 	bash scripts/demo.sh
+
+experiment: install ## a study: a table and plots (ARGS="receptive-field --budget minutes"; none: list them)
+	$(BIN)/vlae experiment $(ARGS)
 
 verify: install ## check this installation's numbers against exact ones
 	$(BIN)/vlae verify $(ARGS)

@@ -24,9 +24,9 @@ from vlae import figures
 from vlae.data import ImageDataset
 from vlae.errors import VlaeError
 from vlae.evaluation import comparison
-from vlae.evaluation.classifier import Classifier, trained_classifier
+from vlae.evaluation import judge as judges
+from vlae.evaluation.classifier import Classifier
 from vlae.evaluation.comparison import Column, Images
-from vlae.evaluation.probes import shares_classes
 from vlae.figures.sheets import sheet
 from vlae.files import write_text
 from vlae.models import LatentVariableModel, load
@@ -263,10 +263,9 @@ def trained(
 
 def judge_of(data: DataSettings, training: ImageDataset, test: ImageDataset) -> tuple[Classifier | None, list[str]]:
     """The classifier that judges samples, where the set has one, and a note that says so."""
-    if data.options or not shares_classes(training, test):
-        why = "with options of its own" if data.options else "without labels that training and test share"
-        return None, [f"no classifier judges the samples: this is a data set {why}"]
-    judge = trained_classifier(data.name, data.binarize, seed=0, root=data.root)
+    judge, why = judges.judge_of(data.name, training, test, data.root, data.options)
+    if judge is None:
+        return None, [why]
     return judge, [
         f"samples are judged by a classifier trained on {data.name}, {judge.test_accuracy:.1%} right on its test; "
         "confidence is its mean probability of the likeliest class, the confident share that of images above 0.9; the "

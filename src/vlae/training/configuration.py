@@ -1,0 +1,185 @@
+"""Configurations: the parser of `vlae train`, which the experiments share, and plain words for what it refuses."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from vlae.errors import VlaeError
+
+# One line for help pages.
+TRAIN = "train one configuration: --config NAME_OR_FILE, and any key to override"
+
+
+def train_parser() -> Any:
+    """The parser of `vlae train`: every key of a configuration is an option."""
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    from vlae.models import LatentVariableModel
+    from vlae.objectives import Objective
+    from vlae.training.run import DataSettings, RunSettings, TrainerSettings
+    from vlae.training.task import OptimizerSettings
+
+    parser = ArgumentParser(prog="vlae train", description=TRAIN, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file, or the name of a shipped configuration")
+    parser.add_subclass_arguments(LatentVariableModel, "model", skip={"image_shape"}, required=False)
+    parser.add_class_arguments(DataSettings, "data")
+    parser.add_subclass_arguments(Objective, "objective", default={"class_path": "vlae.objectives.ELBO"})
+    parser.add_class_arguments(OptimizerSettings, "optimizer")
+    parser.add_class_arguments(TrainerSettings, "trainer")
+    parser.add_class_arguments(RunSettings, "run")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights, the data's order and all noise")
+    parser.add_argument("--resume", type=bool, default=False, help="go on from the run's last checkpoint")
+    return parser
+
+
+def build_model(settings: Any, image_shape: tuple[int, int, int]) -> Any:
+    """The new model that the `model` part of a configuration describes, for images of that shape."""
+    from vlae.models.saving import build
+
+    return build(settings.class_path.rsplit(".", 1)[-1], {**settings.init_args.as_dict(), "image_shape": image_shape})
+
+
+def find_config(name: str) -> Path:
+    """A configuration file: a path, or the name of one that comes with the package."""
+    if Path(name).is_file():
+        return Path(name)
+    known = shipped()
+    if (stem := name.removesuffix(".yaml")) in known:
+        return known[stem]
+    raise VlaeError(f"no configuration {name!r}: give a YAML file or one of {', '.join(known)}")
+
+
+def shipped(folder: str = ".") -> dict[str, Path]:
+    """The YAML files that come with the package in a folder of `configs`, by name."""
+    # In an installed package the configurations lie inside it, in a checkout beside `src`.
+    places = [Path(str(resources.files("vlae"))) / "configs", Path(__file__).parents[3] / "configs"]
+    return {path.stem: path for place in places for path in sorted((place / folder).glob("*.yaml"))}
+
+
+def parse(parser: Any, words: list[str], flags: Sequence[str] = (), lists: Sequence[str] = ()) -> Any:
+    """Parses with jsonargparse; what it refuses becomes one line that names the key and what was expected.
+
+    `flags` are options that may stand without a value, which means true: --resume. `lists` are options that take one
+    word or more, as in --dims 0 1 2.
+    """
+    from jsonargparse import ArgumentError
+
+    words = gather(words, lists)
+    follow = [*words, ""][1:]
+    words = [
+        f"{word}=true" if word in flags and after.lower() not in ("true", "false") else word
+        for word, after in zip(words, follow, strict=True)
+    ]
+    try:
+        return parser.parse_args(words)
+    except (ArgumentError, TypeError, ValueError) as error:
+        files = [value for option, value in itertools.pairwise(words) if option == "--config"]
+        where = f" (in {files[-1]} or on the command line)" if files else ""
+        raise VlaeError(explain(str(error), parser) + where) from None
+
+
+def gather(words: Sequence[str], lists: Sequence[str]) -> list[str]:
+    """Makes one word of each of these options and the words after it, up to the next option, as jsonargparse wants it.
+
+    A negative number is a word like others. What is written as a list already is left alone; an option that comes twice
+    adds up.
+
+    Example:
+        >>> gather(["--dims", "0", "-1", "--count", "3"], ["--dims"])
+        ['--dims=["0", "-1"]', '--count', '3']
+    """
+    result: list[str] = []
+    found: dict[str, list[str]] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        if option not in lists:
+            result.append(word)
+            continue
+        values = [value] if equals else []
+        while rest and not (rest[0].startswith("-") and not _NUMBER.fullmatch(rest[0])):
+            values.append(rest.pop(0))
+        if not values:
+            raise VlaeError(f"{option} needs one word or more after it")
+        if values[0].startswith("["):
+            result += [f"{option}={values[0]}", *values[1:]]
+            continue
+        if option in found:
+            result.remove(f"{option}={json.dumps(found[option])}")
+        found[option] = found.get(option, []) + values
+        result.append(f"{option}={json.dumps(found[option])}")
+    return result
+
+
+_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def check(config: dict[str, Any], where: str) -> Any:
+    """The settings of a configuration given as plain values; an error is one line that begins with `where`.
+
+    Raises:
+        VlaeError: an unknown key, a wrong type, or no model.
+    """
+    from jsonargparse import ArgumentError
+
+    parser = train_parser()
+    try:
+        settings = parser.parse_object(config)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise VlaeError(f"{where}: {explain(str(error), parser)}") from None
+    if settings.get("model") is None:
+        raise VlaeError(f"{where}: no model")
+    return settings
+
+
+def explain(message: str, parser: Any) -> str:
+    """Shortens jsonargparse's message to its cause, and adds the nearest known key.
+
+    Example:
+        >>> explain("Key 'trainer.max_epoch' is not expected", train_parser())
+        "Key 'trainer.max_epoch' is not expected; did you mean 'max_epochs'?"
+    """
+    text = " ".join(message.split())
+    if named := re.search(r'"(model|objective)": .*Expected a dot import path string: (\S+)', text):
+        return f"unknown {named[1]} {named[2]!r}: choose one of {', '.join(class_names(named[1]))}"
+    # jsonargparse tries every reading of an optional subclass; those after the first say nothing.
+    text = re.sub(r" - Expected a <class 'NoneType'>.*|Given value type: .*", "", text).strip()
+    text = re.sub(r"Does not validate against any of the Union subtypes.*?Errors: (?:- )?", "", text)
+    text = text.replace("Parser key ", "").replace("Problem with given class_path ", "in ").replace(": - ", ": ")
+    unknown = re.search(r"(?:Option|Key|key|arguments:) ['\"-]*([\w.]+)['\"]?(?: is not|$| )", text)
+    if unknown and re.search("not accepted|not expected|nrecognized", text):
+        names = {action.dest.rsplit(".", 1)[-1]: None for action in parser._actions} | dict.fromkeys(model_options())
+        # Of what follows a dot too: --model.prior_option '{steps: 2}' is read as prior_option.steps.
+        parts = [part for part in unknown[1].split(".")[-2:] if part not in names]
+        close = [match for part in parts for match in difflib.get_close_matches(part, names, n=1)]
+        text += f"; did you mean {close[0]!r}?" if close else ""
+    return text[:500]
+
+
+def class_names(kind: str) -> list[str]:
+    """The models, or the objectives, that a configuration may name."""
+    from vlae import models, objectives
+
+    module, base = (models, models.LatentVariableModel) if kind == "model" else (objectives, objectives.Objective)
+    found = [getattr(module, name) for name in module.__all__]
+    return [each.__name__ for each in found if isinstance(each, type) and issubclass(each, base) and each is not base]
+
+
+def model_options() -> list[str]:
+    """The constructor arguments of all models and objectives."""
+    import inspect
+
+    from vlae import objectives
+    from vlae.models.saving import known_models
+
+    names = [name for model in known_models() for name in model.argument_names()]
+    kinds = [kind for kind in vars(objectives).values() if inspect.isclass(kind)]
+    return names + [name for kind in kinds for name in inspect.signature(kind).parameters]

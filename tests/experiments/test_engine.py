@@ -1,0 +1,545 @@
+"""Studies from end to end on small images: what is kept, what goes on, what is refused, and what the table says."""
+
+import csv
+import json
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from vlae import VlaeError, cli
+from vlae.evaluation.suite import Measurements
+from vlae.experiments import cells, engine, study, tables
+from vlae.experiments.engine import Spread
+from vlae.experiments.plan import Timing
+from vlae.training.callbacks import EpochReport
+
+TINY = {
+    "title": "Layers",
+    "question": "What do they do?",
+    "base": {
+        "model": {
+            "class_path": "vlae.VLAE",
+            "init_args": {
+                "latent_dim": 3,
+                "decoder_layers": 0,
+                "channels": 4,
+                "encoder_widths": [4],
+                "encoder_hidden": 8,
+                "flow_hidden": [8],
+            },
+        },
+        "data": {"name": "digits", "binarize": "dynamic", "batch_size": 64, "validation_limit": 20},
+        "trainer": {"max_epochs": 2, "precision": "32-true", "accelerator": "cpu"},
+        "seed": 1,
+    },
+    "cells": [
+        {"name": "none", "x": {"layers": 0}, "published": {"nll": 12.5}},
+        {"name": "one, more", "model": {"init_args": {"decoder_layers": 1}}, "x": {"layers": 1}},
+    ],
+    "budgets": {"seconds": 256, "two": 2400, "full": None},
+    "measure": {"only": ["bound", "nll"], "nll_samples": [4], "nll_images": 10, "limit": 30},
+    "columns": ["layers", "receptive_field", "rate", "negative_elbo", "nll", "training_images", "epochs", "mse"],
+    "plots": [{"kind": "line", "x": "layers", "y": ["rate", "nll"]}, {"kind": "rate-distortion"}],
+    "notes": ["of my own"],
+}
+
+
+def write(folder: Path, **changes) -> study.Study:
+    path = folder / "layers.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **changes}, sort_keys=False))
+    return study.load(path)
+
+
+def in_this_process(config, directory, log, threads, resume=False):
+    """What `vlae_train` does, without the seconds that a new process takes to start."""
+    log.touch()
+    trained.append(directory.name)
+    if cli.main(cells.train_words(config, directory, resume)):
+        raise VlaeError("training failed: see above")
+    return 1.5
+
+
+trained: list[str] = []  # the cells that were trained since the test began
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(cells, "vlae_train", in_this_process)
+    trained.clear()
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """A finished study; its folder is copied by those who change it."""
+    folder = tmp_path_factory.mktemp("once")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells, "vlae_train", in_this_process)
+        assert engine.run(write(folder), folder / "out", called="layers.yaml") == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def done(once, tmp_path):
+    """A copy of the finished study."""
+    return Path(shutil.copytree(once, tmp_path / "out"))
+
+
+def results(output: Path) -> dict:
+    return {path.parent.name: json.loads(path.read_text()) for path in output.glob("cells/*/result.json")}
+
+
+def snapshot(output: Path) -> dict:
+    files = [path for path in (output / "cells").rglob("*") if path.is_file()]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_the_table_says_what_the_cells_say(once):
+    none, more = (results(once)[name]["values"] for name in ("none", "one-more"))
+    errors = results(once)["none"]["errors"]
+    rows = list(csv.DictReader((once / "table.csv").open()))
+    assert [row["cell"] for row in rows] == ["none", "one, more"]
+    for row, values in zip(rows, (none, more), strict=True):
+        for name in ("rate", "negative_elbo", "nll", "receptive_field"):
+            assert float(row[name]) == values[name]
+    assert [row["layers"] for row in rows] == ["0", "1"]
+    assert [row["nll_published"] for row in rows] == ["12.5", ""]
+    assert float(rows[0]["nll_error"]) == errors["nll"]
+    assert "mse" not in rows[0]  # it was not measured
+    text = (once / "table.md").read_text()
+    assert f"| {none['nll']:.2f} ± {errors['nll']:.2f} | 12.50 |" in text
+    assert "| one, more | 1 | " in text
+    for words in ("What do they do?", "of my own", "256 training images", "seed 1", "torch", "![line.png](line.png)"):
+        assert words in text
+    assert "made by: vlae experiment layers.yaml --budget seconds" in text
+    for name in ("line.png", "rate-distortion.png"):
+        assert (once / name).read_bytes().startswith(b"\x89PNG")
+    whole = json.loads((once / "results.json").read_text())
+    assert [cell["result"]["values"] for cell in whole["cells"]] == [none, more]
+
+
+def test_cells_are_what_the_budget_says(once):
+    found = results(once)
+    for name, result in found.items():
+        kept = yaml.safe_load((once / "cells" / name / "config.yaml").read_text())
+        assert kept["data"]["limit"] == 256 and kept["trainer"]["max_epochs"] == 1
+        assert result["identity"]["config"]["data"]["limit"] == 256
+        assert result["values"]["training_images"] == 256
+        assert result["values"]["training_seconds"] == 1.5
+        steps = list(csv.DictReader((once / "cells" / name / "logs" / "metrics.csv").open()))[-1]["step"]
+        assert int(steps) * 64 == 256
+    assert found["none"]["values"]["receptive_field"] < found["one-more"]["values"]["receptive_field"]
+    assert "30 images" in found["none"]["data"] and found["none"]["data"].startswith("digits, test")
+
+
+def test_measured_as_by_hand(once):
+    """The numbers are those of the suite on the first images of the test split, by the saved model."""
+    import vlae
+    from vlae.data import load
+    from vlae.evaluation.suite import Settings, measure
+
+    model = vlae.load(once / "cells" / "none" / "model")
+    test = load("digits", "test", binarize="dynamic").subset(30)
+    found = measure(model, test, None, Settings(only=("bound", "nll"), nll_samples=(4,), nll_images=10))
+    for name, value in found.values.items():
+        assert results(once)["none"]["values"][name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_finished_cells_are_kept_to_the_byte(done, tmp_path, capsys):
+    before = snapshot(done)
+    assert engine.run(write(tmp_path), done) == 0
+    assert trained == []
+    assert snapshot(done) == before
+    assert capsys.readouterr().out.count("finished before") == 2
+
+
+def test_again_does_one_cell_anew(done, tmp_path):
+    other = snapshot(done)
+    before = results(done)
+    marked = done / "cells" / "one-more" / "result.json"
+    marked.write_text(marked.read_text().replace("one, more", "marked"))
+    assert engine.run(write(tmp_path), done, again=["one, more"]) == 0
+    assert trained == ["one-more"]
+    assert results(done)["one-more"]["values"] == before["one-more"]["values"]
+    assert results(done)["one-more"]["name"] == "one, more"
+    same = {path for path in other if "/none" in str(path)}
+    assert {path: snapshot(done)[path] for path in same} == {path: other[path] for path in same}
+    with pytest.raises(VlaeError, match="no cell 'three': choose from none, one-more"):
+        engine.run(write(tmp_path), done, again=["three"])
+
+
+def test_a_missing_cell_is_done_and_a_trained_one_only_measured(done, tmp_path):
+    before = results(done)
+    shutil.rmtree(done / "cells" / "none")
+    (done / "cells" / "one-more" / "result.json").unlink()
+    assert engine.run(write(tmp_path), done) == 0
+    assert trained == ["none"]
+    assert {name: result["values"] for name, result in results(done).items()} == {
+        name: result["values"] for name, result in before.items()
+    }
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    """Two epochs with a stop after the first are the two epochs without one; the time of both parts counts."""
+    tiny = write(tmp_path, cells=TINY["cells"][:1])
+    assert engine.run(tiny, tmp_path / "whole", budget="two") == 0
+    start, stops = EpochReport.on_train_epoch_start, []
+
+    def stopping(self, trainer, module):
+        start(self, trainer, module)
+        if trainer.current_epoch == 1 and not stops:
+            stops.append(1)
+            raise KeyboardInterrupt
+
+    def training(config, directory, log, threads, resume=False):
+        trained.append("resumed" if resume else "new")
+        if cli.main(cells.train_words(config, directory, resume)) == 130:
+            raise cells.Interrupted(4.0)
+        return 1.5
+
+    monkeypatch.setattr(cells, "vlae_train", training)
+    monkeypatch.setattr(EpochReport, "on_train_epoch_start", stopping)
+    trained.clear()
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(tiny, tmp_path / "parts", budget="two")
+    assert stops and not results(tmp_path / "parts")
+    assert engine.run(tiny, tmp_path / "parts") == 0  # of the plan that is there
+    assert trained == ["new", "resumed"]
+    parts, whole = results(tmp_path / "parts")["none"]["values"], results(tmp_path / "whole")["none"]["values"]
+    assert (parts.pop("training_seconds"), whole.pop("training_seconds")) == (5.5, 1.5)
+    assert parts == whole
+    assert whole["epochs"] == 2
+
+
+def test_seconds_that_nobody_counted_are_not_made_up(done, tmp_path):
+    """A training that was killed together with the study: what it took is not known."""
+    (job, _) = engine._jobs(write(tmp_path), done, Spread(), False, set(), False)
+    assert job.seconds_so_far() == 1.5
+    cells._keep_seconds(job, None)  # as `train` begins
+    job.result_path.unlink()
+    assert engine.run(write(tmp_path), done) == 0
+    assert "training_seconds" not in results(done)["none"]["values"]
+    assert results(done)["one-more"]["values"]["training_seconds"] == 1.5
+
+
+def test_a_changed_cell_is_refused_and_says_why(done, tmp_path):
+    before = snapshot(done)
+    changed = [TINY["cells"][0], {**TINY["cells"][1], "model": {"init_args": {"decoder_layers": 2}}}]
+    with pytest.raises(VlaeError, match=r"'one, more'.*decoder_layers was 1, now 2.*--again one-more") as caught:
+        engine.run(write(tmp_path, cells=changed), done)
+    assert "\n" not in str(caught.value)
+    assert snapshot(done) == before and trained == []
+    assert engine.run(write(tmp_path, cells=changed), done, again=["one-more"]) == 0
+    assert trained == ["one-more"]
+    assert results(done)["one-more"]["values"]["receptive_field"] > 12
+
+
+def test_other_measures_need_no_other_training(done, tmp_path):
+    measure = {**TINY["measure"], "limit": 40}
+    with pytest.raises(VlaeError, match=r"limit was 30, now 40.*--measure_again"):
+        engine.run(write(tmp_path, measure=measure), done)
+    models = {path: snapshot(done)[path] for path in snapshot(done) if "model" in str(path)}
+    assert engine.run(write(tmp_path, measure=measure), done, measure_again=True) == 0
+    assert trained == []
+    assert {path: snapshot(done)[path] for path in models} == models
+    assert all("40 images" in result["data"] for result in results(done).values())
+
+
+def test_another_budget_is_refused_until_overwritten(done, tmp_path):
+    tiny = write(tmp_path, cells=TINY["cells"][:1])
+    with pytest.raises(VlaeError, match=r"budget seconds, and this is 128: .*--overwrite"):
+        engine.run(tiny, done, budget="128")
+    assert engine.run(tiny, done, budget="128", overwrite=True) == 0
+    assert results(done)["none"]["values"]["training_images"] == 128
+    assert json.loads((done / "plan.json").read_text())["budget"] == "128"
+
+
+def test_where_the_data_are_makes_no_other_cell(done, tmp_path):
+    base = {**TINY["base"], "data": {**TINY["base"]["data"], "root": str(tmp_path)}}
+    assert engine.run(write(tmp_path, base=base), done) == 0
+    assert trained == []
+
+
+def test_a_failing_cell_takes_no_other_along(tmp_path, capsys):
+    bad = {"name": "bad", "run": str(tmp_path / "nothing")}
+    tiny = write(tmp_path, cells=[bad, TINY["cells"][0]])
+    assert engine.run(tiny, tmp_path / "out") == 1
+    out = capsys.readouterr().out
+    assert out.count("bad: FAILED: no saved model at") == 1
+    assert set(results(tmp_path / "out")) == {"none"}
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| bad | - | - |" in text and "bad is missing: no saved model at" in text
+
+
+def test_a_cell_may_fail_in_any_way(tmp_path, monkeypatch):
+    def evaluate(job, original=cells.evaluate):
+        if job.cell.name == "none":
+            raise ZeroDivisionError("of a\nkind")
+        return original(job)
+
+    monkeypatch.setattr(cells, "evaluate", evaluate)
+    tiny = write(tmp_path)
+    assert engine.run(tiny, tmp_path / "out") == 1
+    assert set(results(tmp_path / "out")) == {"one-more"}
+    assert "none is missing: ZeroDivisionError: of a kind" in (tmp_path / "out" / "table.md").read_text()
+    assert "Traceback" in (tmp_path / "out" / "cells" / "none.log").read_text()
+    monkeypatch.undo()
+    assert engine.run(tiny, tmp_path / "out") == 0  # it was trained, and is only measured
+    assert trained == ["none", "one-more"]
+
+
+def test_a_model_that_is_there_is_only_measured(done, tmp_path):
+    given = [TINY["cells"][0], {"name": "given", "run": str(done / "cells" / "none")}]
+    tiny = write(tmp_path, cells=given)
+    assert engine.run(tiny, tmp_path / "new") == 0
+    assert trained == ["none"]
+    none, given = (results(tmp_path / "new")[name]["values"] for name in ("none", "given"))
+    for name in ("training_images", "training_seconds", "epochs"):
+        del none[name]
+    assert none == given
+
+
+def test_shards_and_the_table_of_what_is_there(tmp_path):
+    tiny, out = write(tmp_path), tmp_path / "out"
+    with pytest.raises(VlaeError, match="nothing in"):
+        engine.run(tiny, out, table_only=True)
+    assert engine.run(tiny, out, shard="1/2") == 0
+    assert trained == ["none"]
+    assert "one, more is missing: not done yet" in (out / "table.md").read_text()
+    assert engine.run(tiny, out, shard="2/2") == 0
+    assert trained == ["none", "one-more"]
+    table = (out / "table.md").read_text()
+    (out / "table.md").unlink()
+    assert engine.run(tiny, out, table_only=True) == 0
+    assert (out / "table.md").read_text() == table and "missing" not in table
+    for wrong in ("0/2", "3/2", "2", "a/b", "-1/2"):
+        with pytest.raises(VlaeError, match="I/N"):
+            engine.run(tiny, out, shard=wrong)
+
+
+# -- durations --------------------------------------------------------------------------------------------------------
+
+
+def test_a_duration_is_planned_once(tmp_path, monkeypatch):
+    times = iter([0.0, 20.0])  # the timing itself takes 20 seconds of the 100
+    monkeypatch.setattr(engine.time, "monotonic", lambda: next(times))
+    tiny = write(tmp_path)
+    jobs = engine._jobs(tiny, tmp_path, Spread(), False, set(), False)
+    timings = {"none": Timing(1, 0.02, 3), "one-more": Timing(1, 0.06, 3)}
+    plan = engine.make_plan(jobs, tiny, tmp_path, "100s", Spread(), timing=lambda job: timings[job.cell.slug])
+    work = (0.9 * 80 - 8) / 0.08  # images and half of the validation images, of both cells
+    assert plan.images == pytest.approx(work - 10, abs=1)
+    assert plan.timings == timings
+    plan.write(tmp_path / "plan.json")
+
+    def never(job):
+        raise AssertionError
+
+    assert engine.make_plan(jobs, tiny, tmp_path, "100s", Spread(), timing=never) == plan
+    assert engine.make_plan(jobs, tiny, tmp_path, None, Spread(), timing=never) == plan
+    with pytest.raises(VlaeError, match="shards share one plan"):
+        engine.make_plan(jobs, tiny, tmp_path, "200s", Spread(), shards=2, timing=never)
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(VlaeError, match=r"plan\.json is damaged"):
+        engine.make_plan(jobs, tiny, tmp_path, None, Spread())
+
+
+def test_a_duration_shorter_than_its_planning_is_refused(tmp_path, monkeypatch):
+    times = iter([0.0, 20.0])
+    monkeypatch.setattr(engine.time, "monotonic", lambda: next(times))
+    tiny = write(tmp_path)
+    jobs = engine._jobs(tiny, tmp_path, Spread(), False, set(), False)
+    with pytest.raises(VlaeError, match="took 20 s of 15s"):
+        engine.make_plan(jobs, tiny, tmp_path, "15s", Spread(), timing=lambda job: Timing())
+
+
+def test_a_cell_that_cannot_be_timed_is_left_out_of_the_sum(tmp_path, capsys):
+    def timing(job):
+        if job.cell.slug == "none":
+            raise VlaeError("it is broken")
+        return Timing(1, 0.06, 3)
+
+    tiny = write(tmp_path)
+    jobs = engine._jobs(tiny, tmp_path, Spread(), False, set(), False)
+    plan = engine.make_plan(jobs, tiny, tmp_path, "60s", Spread(), timing=timing)
+    assert set(plan.timings) == {"one-more"} and plan.images > 256
+    assert "none: can't be timed: it is broken" in capsys.readouterr().out
+    with pytest.raises(VlaeError, match="no cell could be timed"):
+        engine.make_plan(jobs[:1], tiny, tmp_path, "60s", Spread(), timing=timing)
+
+
+def test_timing_measures_and_leaves_nothing(tmp_path):
+    (job,) = engine._jobs(write(tmp_path, cells=TINY["cells"][:1]), tmp_path / "out", Spread(), False, set(), False)
+    found = cells.calibrate(job)
+    assert 0 < found.image < 0.1 and 0 < found.evaluation < 60 and 0 <= found.start < 60
+    assert list((tmp_path / "out" / "cells").iterdir()) == []
+    assert cells.state(job).name == "new"
+
+
+def test_a_dry_run_does_nothing_but_plan(tmp_path, capsys):
+    assert engine.run(write(tmp_path), tmp_path / "out", dry_run=True) == 0
+    out = capsys.readouterr().out
+    assert "256 training images" in out and "one-more" in out and "1 epoch of 256 images" in out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["plan.json"]
+    assert trained == []
+
+
+# -- spreading --------------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_give_the_numbers_of_one(once, tmp_path, monkeypatch):
+    """Really in other processes, each training by a `vlae train` of its own; with the times that took."""
+    monkeypatch.undo()
+    assert engine.run(write(tmp_path), tmp_path / "out", spread=Spread(workers=2)) == 0
+    for name, result in results(tmp_path / "out").items():
+        values, alone = result["values"], results(once)[name]["values"]
+        assert 0 < values.pop("training_seconds") < 600
+        assert values == {key: alone[key] for key in values}
+        log = (tmp_path / "out" / "cells" / f"{name}.log").read_text()
+        assert "the model is" in log
+
+
+def command(folder: Path, script: str) -> str:
+    """A program in Python's place."""
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo vlae: error: no such data; echo bye; exit 2", "training failed: no such data"),
+        ("echo first; echo last line; exit 1", "training failed: last line"),
+        ("exit 1", "training failed: it said nothing"),
+        ("kill -9 $$", "training failed: stopped by signal 9"),
+    ],
+)
+def test_a_training_that_fails_says_why(tmp_path, monkeypatch, script, words):
+    monkeypatch.undo()
+    monkeypatch.setattr(cells.sys, "executable", command(tmp_path, script))
+    with pytest.raises(VlaeError, match=words) as caught:
+        cells.vlae_train(tmp_path / "c.yaml", tmp_path / "run", tmp_path / "c.log", 1)
+    assert "\n" not in str(caught.value) and "c.log" in str(caught.value)
+
+
+def test_a_training_is_told_its_threads_and_its_seconds_are_counted(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    script = f"echo $OMP_NUM_THREADS $@ > {tmp_path}/said; {cells.sys.executable} -c 'sum(range(30_000_000))'"
+    monkeypatch.setattr(cells.sys, "executable", command(tmp_path, script))
+    seconds = cells.vlae_train(tmp_path / "c.yaml", tmp_path / "runs" / "me", tmp_path / "c.log", 3)
+    assert seconds > 0.1
+    words = (tmp_path / "said").read_text().split()
+    assert words[:3] == ["3", "-m", "vlae"]
+    assert words[3:] == cells.train_words(tmp_path / "c.yaml", tmp_path / "runs" / "me", False)
+    assert "--resume" in cells.train_words(tmp_path / "c.yaml", tmp_path / "run", True)
+
+
+def test_a_training_ends_with_who_waits_for_it(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(cells.sys, "executable", command(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 60"))
+    wait = cells.subprocess.Popen.wait
+
+    def interrupted(self, *arguments):
+        monkeypatch.setattr(cells.subprocess.Popen, "wait", wait)
+        while not (tmp_path / "pid").is_file():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cells.subprocess.Popen, "wait", interrupted)
+    with pytest.raises(cells.Interrupted) as caught:
+        cells.vlae_train(tmp_path / "c.yaml", tmp_path / "run", tmp_path / "c.log", 1)
+    assert 0 <= caught.value.seconds < 5
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"engine": "slurm"}, "one of loky, ray, dask"),
+        ({"threads": 0}, "threads must be at least 1"),
+        ({"address": "tcp://x"}, "--engine ray or --engine dask"),
+    ],
+)
+def test_spreading_refuses(options, words):
+    with pytest.raises(VlaeError, match=words):
+        Spread(**options)
+
+
+def test_threads_are_one_where_there_are_workers():
+    assert Spread().each is None
+    assert Spread(workers=2).each == 1
+    assert Spread(workers=2, threads=3).each == 3
+    assert Spread(engine="ray").each == 1
+
+
+@pytest.mark.parametrize("name", ["ray", "dask"])
+def test_a_missing_engine_is_refused_in_one_line(name, monkeypatch):
+    def missing(module):
+        raise ImportError(f"No module named {module!r}")
+
+    monkeypatch.setattr(engine.importlib, "import_module", missing)
+    with pytest.raises(
+        VlaeError, match=rf"{name} is not there \(No module named '{name}.*'\): pip install 'vlae\[{name}\]'"
+    ):
+        Spread(workers=2, engine=name).map(str, [1, 2])
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_of_all_cells_below_the_datas(tmp_path):
+    plot = {"kind": "pictures", "of": "samples", "count": 3, "name": "Drawn by all"}
+    tiny = write(tmp_path, cells=[*TINY["cells"], {"name": "later"}], plots=[plot, {"kind": "bars", "y": "mse"}])
+    found = Measurements("VLAE", "digits", pictures={n: torch.rand(5, 1, 8, 8) for n in ("data", "samples")})
+    for cell in tiny.cells[:2]:
+        cells._keep_pictures(found, tmp_path / "cells" / cell.slug / "pictures.npz")
+    results = {cell.name: {"values": {}, "errors": {}} for cell in tiny.cells[:2]}
+    figure = tables.draw(tiny, results, tiny.plots[0], tmp_path)
+    assert [text.get_text() for text in figure.texts if text.get_text()] == ["Layers", "data", "none", "one, more"]
+    assert tables.file_name(tiny, tiny.plots[0]) == "drawn-by-all.png"
+    assert tables.draw(tiny, results, tiny.plots[1], tmp_path) is None  # nobody measured it
+    with np.load(tmp_path / "cells" / "none" / "pictures.npz") as arrays:
+        assert np.abs(arrays["samples"] / 255 - found.pictures["samples"].numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command(done, tmp_path, monkeypatch, capsys):
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["experiment"]) == 0
+    assert "receptive-field" in capsys.readouterr().out
+    assert cli.main(["experiment", "--list"]) == 0
+    assert cli.main(["experiment", "layers.yaml", "--output", str(done), "--table-only"]) == 0
+    assert "made by: vlae experiment layers.yaml --budget seconds" in capsys.readouterr().out
+    assert cli.main(["experiment", "layers.yaml", "--dry-run", "--budget=two"]) == 0
+    assert (tmp_path / "outputs" / "experiments" / "layers" / "plan.json").is_file()
+    assert cli.main(["experiment", "layers.yaml", "--budget", "soon"]) == 2
+    assert "choose one of seconds, two, full" in capsys.readouterr().err
+    assert cli.main(["experiment", "nothing"]) == 2
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "run", interrupted)
+    assert cli.main(["experiment", "layers.yaml"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_job_that_is_cleared_asks_for_nothing_more(done, tmp_path):
+    (job, _) = engine._jobs(write(tmp_path), done, Spread(), True, set(), False)
+    assert cells.state(job).name == "new"
+    cleared = job.cleared()
+    assert not cleared.anew and not job.directory.exists()
+    assert replace(job, anew=False) == cleared

@@ -1,0 +1,181 @@
+"""The format of studies: merging, checks in one line, and the studies that come with the package."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vlae import VlaeError
+from vlae.experiments import study
+from vlae.experiments.columns import column
+from vlae.experiments.study import merged
+from vlae.training.configuration import build_model, check, shipped
+
+SHAPES = {"digits": (1, 8, 8), "dsprites": (1, 64, 64), "cifar10": (3, 32, 32)}
+MINIMAL = {
+    "title": "T",
+    "base": {"model": {"class_path": "vlae.VAE", "init_args": {"architecture": "mlp"}}, "data": {"name": "digits"}},
+    "cells": [{"name": "one"}],
+    "columns": ["rate"],
+}
+
+
+def load(folder: Path, content) -> study.Study:
+    path = folder / "mine.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+    return study.load(path)
+
+
+def test_what_a_cell_changes_is_merged():
+    base = {"model": {"class_path": "vlae.VLAE", "init_args": {"channels": 16, "flow_steps": 2}}, "seed": 0}
+    change = {"model": {"init_args": {"flow_steps": 0}}, "trainer": {"max_epochs": 3}}
+    assert merged(base, change) == {
+        "model": {"class_path": "vlae.VLAE", "init_args": {"channels": 16, "flow_steps": 0}},
+        "seed": 0,
+        "trainer": {"max_epochs": 3},
+    }
+    assert base["model"]["init_args"]["flow_steps"] == 2  # the base is not touched
+
+
+def test_another_class_replaces_and_the_same_class_merges():
+    base = {"class_path": "vlae.VLAE", "init_args": {"channels": 16}}
+    other = {"class_path": "vlae.VAE", "init_args": {"architecture": "mlp"}}
+    assert merged(base, other) == other
+    same = merged(base, {"class_path": "vlae.models.VLAE", "init_args": {"flow_steps": 0}})
+    assert same == {"class_path": "vlae.models.VLAE", "init_args": {"channels": 16, "flow_steps": 0}}
+    schedule = {"free_nats": {"class_path": "Linear", "init_args": {"start": 8}}}
+    assert merged(schedule, {"free_nats": 0.0}) == {"free_nats": 0.0}
+    assert merged({"free_nats": 4.0}, schedule) == schedule
+
+
+def test_merging_shares_nothing():
+    base, change = {"a": {"b": [1]}}, {"c": {"d": [2]}}
+    result = merged(base, change)
+    result["a"]["b"].append(9)
+    result["c"]["d"].append(9)
+    assert (base, change) == ({"a": {"b": [1]}}, {"c": {"d": [2]}})
+
+
+def test_a_whole_study(tmp_path):
+    found = load(
+        tmp_path,
+        {
+            **MINIMAL,
+            "question": "Is\n  it so?",
+            "cells": [
+                {"name": "one", "x": {"layers": 1}, "published": {"nll": 80.5}, "group": "g", "note": "n"},
+                {"name": "two", "data": {"binarize": "static"}, "seed": 4},
+                {"name": "given", "pretrained": "mnist-dynamic"},
+            ],
+            "budgets": {"minutes": 100, "full": None},
+            "measure": {"only": ["bound"], "limit": 30, "split": "validation", "seed": 5},
+            "columns": ["rate", "layers", "receptive_field"],
+            "plots": [{"kind": "line", "x": "layers", "y": "rate"}],
+            "notes": ["said"],
+        },
+    )
+    one, two, given = found.cells
+    assert found.name == "mine" and found.question == "Is it so?"
+    assert (one.x, one.published, one.group, one.note) == ({"layers": 1}, {"nll": 80.5}, "g", "n")
+    assert two.config["data"] == {"name": "digits", "binarize": "static"} and two.config["seed"] == 4
+    assert one.config["data"] == {"name": "digits"}
+    assert (one.trained, given.trained) == (True, False)
+    assert found.measure.settings.only == ("bound",) and found.measure.settings.seed == 5
+    assert (found.measure.limit, found.measure.split) == (30, "validation")
+    assert found.plots[0]["y"] == ["rate"]
+    assert column("layers").heading == "layers" and column("receptive_field").heading == "receptive field [pixels]"
+
+
+def test_a_base_may_be_a_shipped_configuration(tmp_path):
+    found = load(tmp_path, {**MINIMAL, "base": "mnist", "cells": [{"name": "one", "optimizer": {"lr": 0.1}}]})
+    config = found.cells[0].config
+    assert config["model"]["class_path"] == "vlae.VLAE" and config["data"]["binarize"] == "dynamic"
+    assert config["optimizer"]["lr"] == 0.1 and config["optimizer"]["name"] == "adamax"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"colums": ["rate"]}, "unknown key 'colums'; did you mean 'columns'"),
+        ({"title": None, "cells": None}, "cells must be a list"),
+        ({"columns": ["rat"]}, "no metric 'rat'; did you mean 'rate'"),
+        ({"cells": [{"name": "a", "modle": {}}]}, "unknown key 'modle'; did you mean 'model'"),
+        ({"cells": [{"nam": "a"}]}, "unknown key 'nam'; did you mean 'name'"),
+        ({"cells": [{"group": "a"}]}, "name is missing"),
+        ({"cells": [{"name": "a b"}, {"name": "a-B"}]}, "two cells are named 'a-B'"),
+        ({"cells": [{"name": "?"}]}, "needs a letter"),
+        ({"cells": [{"name": "a", "model": {"init_args": {"latent_dimm": 3}}}]}, "cell 'a': .*latent_dim"),
+        ({"cells": [{"name": "a", "trainer": {"max_epochs": "many"}}]}, "cell 'a': .*max_epochs"),
+        ({"cells": [{"name": "a", "objective": {"class_path": "ELBOW"}}]}, "cell 'a': unknown objective 'ELBOW'"),
+        ({"cells": [{"name": "a", "pretrained": "p", "run": "r"}]}, "one of pretrained and run"),
+        ({"cells": [{"name": "a", "pretrained": "p", "seed": 3}]}, "not trained here, so seed says nothing"),
+        ({"cells": [{"name": "a", "published": {"nl": 3}}]}, "published: unknown key 'nl'; did you mean 'nll'"),
+        ({"cells": [{"name": "a", "published": {"nll": "low"}}]}, "nll must be a number"),
+        ({"base": {}}, "cell 'one': no model"),
+        ({"base": {"run": {"name": "x"}}}, "base: unknown key 'run'"),
+        ({"base": "no-such"}, "no configuration 'no-such'"),
+        ({"budgets": {"minutes": 0}}, "minutes must be a number of training images"),
+        ({"budgets": {"20m": 100}}, "looks like a duration"),
+        ({"measure": {"nll_image": 3}}, "unknown key 'nll_image'; did you mean 'nll_images'"),
+        ({"measure": {"only": ["bond"]}}, "measure: .*'bond'.*did you mean 'bound'"),
+        ({"measure": {"limit": 1}}, "limit must be at least 2"),
+        ({"plots": [{"kind": "pie"}]}, "unknown kind 'pie'"),
+        ({"plots": [{"kind": "bars", "x": "rate"}]}, "unknown key 'x'"),
+        ({"plots": [{"kind": "line", "y": "rate"}]}, "x must name one column"),
+        ({"plots": [{"kind": "line", "x": "rate", "y": ["elbow"]}]}, "no metric 'elbow'"),
+        ({"plots": [{"kind": "pictures", "of": "dogs"}]}, "of must be one of reconstructions"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_with_the_file(tmp_path, change, words):
+    with pytest.raises(VlaeError, match=words) as caught:
+        load(tmp_path, {**MINIMAL, **change})
+    assert "\n" not in str(caught.value)
+    assert "mine.yaml" in str(caught.value)
+
+
+def test_no_yaml_is_said(tmp_path):
+    with pytest.raises(VlaeError, match=r"mine\.yaml is no YAML") as caught:
+        load(tmp_path, "title: [")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(VlaeError, match="must be keys and values"):
+        load(tmp_path, "just words")
+
+
+def test_finding(tmp_path):
+    assert study.find("receptive-field") == study.find("receptive_field.yaml")
+    (tmp_path / "own.yaml").write_text("")
+    assert study.find(str(tmp_path / "own.yaml")) == tmp_path / "own.yaml"
+    with pytest.raises(VlaeError, match="did you mean 'receptive-field'"):
+        study.find("receptive-fields")
+    assert "receptive-field " in study.listing()
+
+
+# -- the studies that come with the package ---------------------------------------------------------------------------
+
+
+def test_studies_are_no_configurations_of_vlae_train():
+    assert "receptive-field" in shipped("experiments")
+    assert not set(shipped("experiments")) & set(shipped())
+
+
+@pytest.mark.parametrize("name", shipped("experiments"))
+def test_shipped_studies_are_whole(name):
+    found = study.load(study.find(name))
+    assert found.question and len(found.cells) > 1 and len(found.budgets) > 1
+    first = next(iter(found.budgets.values()))
+    assert first is not None  # what is done where nothing is said must end
+    for cell in found.cells:
+        if cell.trained:
+            settings = check(cell.config, cell.name)
+            model = build_model(settings.model, SHAPES.get(settings.data.name, (1, 28, 28)))
+            assert sum(p.numel() for p in model.parameters()) > 0
+
+
+def test_receptive_field_differs_in_the_layers_alone():
+    found = study.load(study.find("receptive-field"))
+    layers = [cell.config["model"]["init_args"].pop("decoder_layers") for cell in found.cells]
+    assert layers == sorted(set(layers)) == [cell.x["decoder_layers"] for cell in found.cells]
+    assert (layers[0], layers[-1]) == (1, 15)
+    assert all(cell.config == found.cells[0].config for cell in found.cells)
+    objective = found.cells[0].config.get("objective", {})
+    assert not objective.get("init_args", {}).get("free_nats")  # free bits off
