@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import json
 import logging
 import math
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from rich.logging import RichHandler
 
 from vlae.errors import VlaeError
 from vlae.files import replacing
+from vlae.training.configuration import TRAIN, build_model, find_config, parse, train_parser
 
 Command = Callable[[list[str]], int | None]
 
@@ -92,83 +92,6 @@ def help_text() -> str:
 # -- parsing ----------------------------------------------------------------------------------------------------------
 
 
-def parse(parser: Any, words: list[str], flags: Sequence[str] = ()) -> Any:
-    """Parses with jsonargparse; what it refuses becomes one line that names the key and what was expected.
-
-    `flags` are options that may stand without a value, which means true: --resume.
-    """
-    from jsonargparse import ArgumentError
-
-    follow = [*words, ""][1:]
-    words = [
-        f"{word}=true" if word in flags and after.lower() not in ("true", "false") else word
-        for word, after in zip(words, follow, strict=True)
-    ]
-    try:
-        return parser.parse_args(words)
-    except (ArgumentError, TypeError, ValueError) as error:
-        files = [value for option, value in itertools.pairwise(words) if option == "--config"]
-        where = f" (in {files[-1]} or on the command line)" if files else ""
-        raise VlaeError(explain(str(error), parser) + where) from None
-
-
-def explain(message: str, parser: Any) -> str:
-    """Shortens jsonargparse's message to its cause, and adds the nearest known key.
-
-    Example:
-        >>> explain("Key 'trainer.max_epoch' is not expected", train_parser())
-        "Key 'trainer.max_epoch' is not expected; did you mean 'max_epochs'?"
-    """
-    text = " ".join(message.split())
-    if named := re.search(r'"(model|objective)": .*Expected a dot import path string: (\S+)', text):
-        return f"unknown {named[1]} {named[2]!r}: choose one of {', '.join(class_names(named[1]))}"
-    # jsonargparse tries every reading of an optional subclass; those after the first say nothing.
-    text = re.sub(r" - Expected a <class 'NoneType'>.*|Given value type: .*", "", text).strip()
-    text = re.sub(r"Does not validate against any of the Union subtypes.*?Errors: (?:- )?", "", text)
-    text = text.replace("Parser key ", "").replace("Problem with given class_path ", "in ").replace(": - ", ": ")
-    unknown = re.search(r"(?:Option|Key|key|arguments:) ['\"-]*([\w.]+)['\"]?(?: is not|$| )", text)
-    if unknown and re.search("not accepted|not expected|nrecognized", text):
-        names = {action.dest.rsplit(".", 1)[-1]: None for action in parser._actions} | dict.fromkeys(model_options())
-        # Of what follows a dot too: --model.prior_option '{steps: 2}' is read as prior_option.steps.
-        parts = [part for part in unknown[1].split(".")[-2:] if part not in names]
-        close = [match for part in parts for match in difflib.get_close_matches(part, names, n=1)]
-        text += f"; did you mean {close[0]!r}?" if close else ""
-    return text[:500]
-
-
-def class_names(kind: str) -> list[str]:
-    """The models, or the objectives, that a configuration may name."""
-    from vlae import models, objectives
-
-    module, base = (models, models.LatentVariableModel) if kind == "model" else (objectives, objectives.Objective)
-    found = [getattr(module, name) for name in module.__all__]
-    return [each.__name__ for each in found if isinstance(each, type) and issubclass(each, base) and each is not base]
-
-
-def model_options() -> list[str]:
-    """The constructor arguments of all models and objectives."""
-    import inspect
-
-    from vlae import objectives
-    from vlae.models.saving import known_models
-
-    names = [name for model in known_models() for name in model.argument_names()]
-    kinds = [kind for kind in vars(objectives).values() if inspect.isclass(kind)]
-    return names + [name for kind in kinds for name in inspect.signature(kind).parameters]
-
-
-def find_config(name: str) -> Path:
-    """A configuration file: a path, or the name of one that comes with the package."""
-    if Path(name).is_file():
-        return Path(name)
-    # In an installed package the configurations lie inside it, in a checkout beside `src`.
-    folders = [Path(str(resources.files("vlae"))) / "configs", Path(__file__).parents[2] / "configs"]
-    shipped = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
-    if (stem := name.removesuffix(".yaml")) in shipped:
-        return shipped[stem]
-    raise VlaeError(f"no configuration {name!r}: give a YAML file or one of {', '.join(shipped)}")
-
-
 def _parser(name: str) -> Any:
     from jsonargparse import ArgumentParser
 
@@ -176,28 +99,6 @@ def _parser(name: str) -> Any:
 
 
 # -- train ------------------------------------------------------------------------------------------------------------
-
-
-def train_parser() -> Any:
-    """The parser of `vlae train`: every key of a configuration is an option."""
-    from jsonargparse import ActionConfigFile
-
-    from vlae.models import LatentVariableModel
-    from vlae.objectives import Objective
-    from vlae.training.run import DataSettings, RunSettings, TrainerSettings
-    from vlae.training.task import OptimizerSettings
-
-    parser = _parser("train")
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file, or the name of a shipped configuration")
-    parser.add_subclass_arguments(LatentVariableModel, "model", skip={"image_shape"}, required=False)
-    parser.add_class_arguments(DataSettings, "data")
-    parser.add_subclass_arguments(Objective, "objective", default={"class_path": "vlae.objectives.ELBO"})
-    parser.add_class_arguments(OptimizerSettings, "optimizer")
-    parser.add_class_arguments(TrainerSettings, "trainer")
-    parser.add_class_arguments(RunSettings, "run")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial weights, the data's order and all noise")
-    parser.add_argument("--resume", type=bool, default=False, help="go on from the run's last checkpoint")
-    return parser
 
 
 def train(words: list[str]) -> int:
@@ -246,13 +147,6 @@ def train(words: list[str]) -> int:
     return 0
 
 
-def build_model(settings: Any, image_shape: tuple[int, int, int]) -> Any:
-    """The new model that the `model` part of a configuration describes, for images of that shape."""
-    from vlae.models.saving import build
-
-    return build(settings.class_path.rsplit(".", 1)[-1], {**settings.init_args.as_dict(), "image_shape": image_shape})
-
-
 def _resolve_config(words: list[str]) -> tuple[list[str], str | None]:
     """Replaces configuration names by their files, and returns the last one's name."""
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
@@ -283,6 +177,25 @@ def _add_data(parser: Any) -> None:
     parser.add_argument("--data.split", type=str, default="test", help="test, validation or train")
     parser.add_argument("--data.options", type=dict, default={}, help="further options of the data set")
     parser.add_argument("--data.limit", type=int | None, default=None, help="the first so many images only")
+
+
+def _add_target(parser: Any) -> None:
+    parser.add_argument("target", type=str | None, nargs="?", help="run directory, saved model or pretrained name")
+
+
+def take_target(settings: Any) -> Any:
+    """The settings with the word that stands for a run or a model where --run or --model would be."""
+    if target := settings.target:
+        if settings.model or settings.run or settings.config:
+            raise VlaeError(f"give {target!r} or one of --model, --run and --config, not both")
+        settings["run" if (Path(target) / "config.yaml").is_file() else "model"] = target
+    return settings
+
+
+def run_of(settings: Any, directory: Path) -> Path | None:
+    """The run that a chosen model is of; a pretrained one is of none, even where a run of its name lies about."""
+    pretrained = settings.model and not Path(settings.model).exists()
+    return directory if (directory / "config.yaml").is_file() and not pretrained else None
 
 
 def choose_model(settings: Any) -> tuple[Any, Path]:
@@ -336,9 +249,9 @@ def choose_context(settings: Any, model: Any, count: int) -> Any:
     return model.check_context(labels, count)
 
 
-def choose_data(settings: Any, model: Any) -> Any:
-    """The data set that was asked for; what is not said comes from the model's own training data."""
-    from vlae.data import load
+def data_settings(settings: Any, model: Any) -> Any:
+    """Which data were asked for, as `DataSettings`; what is not said comes from the model's own training data."""
+    from vlae.training.run import DataSettings
 
     own, asked = model.metadata.get("data", {}), settings.data
     name = asked.name or own.get("name")
@@ -348,38 +261,96 @@ def choose_data(settings: Any, model: Any) -> Any:
     own_root = own.get("root") if same and Path(own.get("root") or "").is_dir() else None  # perhaps another machine's
     binarize = asked.binarize or (own.get("binarize") if same else None)
     options = {**(own.get("options", {}) if same else {}), **asked.options}
-    data = load(name, asked.split, root=asked.root or own_root, binarize=binarize, **options)
-    return data if asked.limit is None else data.subset(asked.limit)
+    return DataSettings(name, asked.root or own_root, binarize, options=options)
+
+
+def choose_data(settings: Any, model: Any) -> Any:
+    """The images that were asked for."""
+    data = data_settings(settings, model).load(settings.data.split)
+    return data if settings.data.limit is None else data.subset(settings.data.limit)
 
 
 def evaluate(words: list[str]) -> int:
-    """Bounds in nats and bits on held-out images; a table, JSON and CSV."""
+    """Every metric that applies, on held-out images: tables, JSON, CSV and an HTML report."""
     parser = _parser("eval")
+    _add_target(parser)
     _add_choice(parser)
     _add_data(parser)
-    parser.add_argument("--nll_samples", type=int, default=100, help="importance samples per image; 0: no NLL")
+    parser.add_argument("--only", type=list[str], default=[], help="these groups or metrics: --only bound nll mig")
+    parser.add_argument("--standard", type=bool, default=False, help="with FID, Inception Score and LPIPS")
+    parser.add_argument("--nll_samples", type=list[int], default=[1, 10, 100], help="K, one or several; 0: no NLL")
     parser.add_argument("--nll_images", type=int, default=500, help="NLL on the first so many images; 0: all")
+    parser.add_argument(
+        "--information_images", type=int | None, default=None, help="mutual information among so many; else 2000"
+    )
+    parser.add_argument("--quality_images", type=int, default=1000, help="reconstructions, and as many samples")
+    parser.add_argument("--train_images", type=int, default=5000, help="training images that probes learn from")
     parser.add_argument("--batch_size", type=int, default=250, help="memory, not the result")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise, which is keyed by image")
+    parser.add_argument("--seed", type=int, default=0, help="of all noise")
     parser.add_argument("--double", type=bool, default=False, help="in float64")
     parser.add_argument(
         "--check", type=bool, default=False, help="compare with the model's expected numbers; exit 1 if off"
     )
-    settings = parse(parser, words, flags=["--check", "--double"])
+    parser.add_argument("--criteria", type=bool, default=False, help="say which criteria of success are met")
+    parser.add_argument("--pixelcnn", type=str | None, default=None, help="for the criteria: a model without a code")
+    parser.add_argument("--vae", type=str | None, default=None, help="for the criteria: a VAE of MLPs")
+    parser.add_argument("--strict", type=bool, default=False, help="exit 1 where a criterion is not met")
+    flags = ["--check", "--double", "--criteria", "--standard", "--strict"]
+    settings = take_target(parse(parser, words, flags=flags, lists=["--only", "--nll_samples"]))
     from vlae.evaluation import report
+    from vlae.evaluation.criteria import load_references
+    from vlae.evaluation.judge import judge_of
+    from vlae.evaluation.suite import Settings
 
+    names = ("information_images", "quality_images", "train_images", "batch_size", "seed", "standard")
+    wanted = Settings(
+        tuple(settings.only),
+        nll_samples=tuple(k for k in settings.nll_samples if k),
+        nll_images=settings.nll_images or None,
+        **{name: settings[name] for name in names},
+    )
+    for name in ("pixelcnn", "vae", "strict"):
+        if settings[name] and not settings.criteria:
+            raise VlaeError(f"--{name} is for the criteria of success: add --criteria")
     model, directory = choose_model(settings)
-    dataset = choose_data(settings, model)
+    data, test = data_settings(settings, model), choose_data(settings, model)
+    references = load_references(test, settings.pixelcnn, settings.vae) if settings.criteria else None
     return report.run(
         model,
-        dataset,
+        test,
         directory / "reports",
-        nll_samples=settings.nll_samples,
-        nll_images=settings.nll_images or None,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
+        wanted,
+        training=lambda: data.load("train"),
+        judging=lambda train: judge_of(data.name, train, test, data.root, data.options),
+        run=run_of(settings, directory),
         double=settings.double,
         check=settings.check,
+        references=references,
+        strict=settings.strict,
+        command=shlex.join(["vlae", "eval", *words]),
+    )
+
+
+def doctor(words: list[str]) -> int:
+    """What is wrong with a run or a model, and what to change; the findings as a table and as JSON."""
+    parser = _parser("doctor")
+    _add_target(parser)
+    _add_choice(parser)
+    _add_data(parser)
+    parser.add_argument("--images", type=int, default=1000, help="measure on the first so many test images")
+    parser.add_argument("--batch_size", type=int, default=250, help="memory, not the result")
+    parser.add_argument("--seed", type=int, default=0, help="of all noise")
+    parser.add_argument("--strict", type=bool, default=False, help="exit 1 where there is a problem")
+    settings = take_target(parse(parser, words, flags=["--strict"]))
+    from vlae.evaluation import doctor
+
+    model, directory = choose_model(settings)
+    return doctor.run(
+        model,
+        choose_data(settings, model),
+        directory / "reports",
+        run_of(settings, directory),
+        **{key: settings[key] for key in ("images", "batch_size", "seed", "strict")},
     )
 
 
@@ -496,6 +467,50 @@ def compare_dae(words: list[str]) -> int:
     return 0
 
 
+def experiment(words: list[str]) -> int:
+    """A named study, or one of your own: trains and measures its cells, and writes a table and plots."""
+    parser = _parser("experiment")
+    parser.add_argument("name", type=str, nargs="?", default="", help="a study's name or file; none: lists them")
+    parser.add_argument("--list", type=bool, default=False, help="list the studies")
+    parser.add_argument(
+        "--budget",
+        type=str | None,
+        default=None,
+        help="a name in the study, 20m, 1h30m, or images",
+    )
+    parser.add_argument("--output", type=str | None, default=None, help="outputs/experiments/NAME if not given")
+    parser.add_argument("--workers", type=int, default=1, help="cells at a time")
+    parser.add_argument("--threads", type=int | None, default=None, help="of each cell")
+    parser.add_argument("--engine", type=str, default="loky", help="of workers: loky, ray or dask")
+    parser.add_argument("--address", type=str | None, default=None, help="of a Ray or Dask cluster")
+    parser.add_argument("--shard", type=str | None, default=None, help="I/N: cells I, I + N, ... only")
+    parser.add_argument("--again", type=str, nargs="+", default=[], help="cells to train and measure again")
+    parser.add_argument("--overwrite", type=bool, default=False, help="all cells again")
+    parser.add_argument("--measure_again", type=bool, default=False, help="measure again what is trained")
+    parser.add_argument("--table_only", type=bool, default=False, help="write the table of what is there")
+    parser.add_argument("--dry_run", type=bool, default=False, help="plan and print, no more")
+    flags = ["--list", "--overwrite", "--measure_again", "--table_only", "--dry_run"]
+    words = [re.sub("^--[a-z-]+", lambda key: "--" + key[0][2:].replace("-", "_"), word) for word in words]
+    settings = parse(parser, words, flags=flags)
+    from vlae.experiments import engine, study
+
+    if settings.list or not settings.name:
+        print(study.listing())
+        return 0
+    chosen = study.load(study.find(settings.name))
+    try:
+        return engine.run(
+            chosen,
+            Path(settings.output or Path("outputs") / "experiments" / chosen.name),
+            settings.budget,
+            engine.Spread(settings.workers, settings.engine, settings.address, settings.threads),
+            called=settings.name,
+            **{key: settings[key] for key in ("shard", "again", "overwrite", "measure_again", "table_only", "dry_run")},
+        )
+    except KeyboardInterrupt:
+        return fail("interrupted; the same command goes on from here", code=130)
+
+
 # -- the codec --------------------------------------------------------------------------------------------------------
 
 
@@ -558,7 +573,7 @@ def decompress(words: list[str]) -> int:
     parser.add_argument("--coder", type=str, default="auto", help="auto, numpy or constriction")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace pictures that exist")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the blocks")
-    settings = parse(parser, words, flags=["--overwrite"])
+    settings = parse(parser, words, flags=["--overwrite"], lists=["--only"])
     from vlae import codec
     from vlae.models.saving import load, pretrained_names
 
@@ -625,12 +640,14 @@ def models(words: list[str]) -> int:
 
 
 COMMANDS: dict[str, tuple[Command, str]] = {
-    "train": (train, "train one configuration: --config NAME_OR_FILE, and any key to override"),
-    "eval": (evaluate, "bounds in nats and bits of a run or model on held-out images"),
+    "train": (train, TRAIN),
+    "eval": (evaluate, "all metrics of a run or model on held-out images: tables and an HTML report"),
+    "doctor": (doctor, "what is wrong with a run or a model, and what to change"),
     "sample prior": (sample_prior, "draw images from the prior"),
     "viz recon-grid": (viz_recon_grid, "draw reconstructions"),
     "viz samples": (viz_samples, "draw samples beside data"),
     "compare dae": (compare_dae, "VAE, VLAE and denoising autoencoder side by side: a table and a picture"),
+    "experiment": (experiment, "a study: models trained and measured alike, a table and plots; no name lists them"),
     "compress": (compress, "image files to one .vlae file, of the size that the bound promises"),
     "decompress": (decompress, "a .vlae file to image files, exact in every pixel"),
     "info": (info, "what a .vlae file holds"),

@@ -61,7 +61,8 @@ def test_saved_configuration_trains_again(here):
 
 
 def test_eval_writes_numbers_that_add_up(here, capsys):
-    assert main(["eval", "--run", "outputs/tiny", "--nll_samples", "5", "--nll_images", "20"]) == 0
+    words = ["--only", "bound", "nll", "--nll_samples", "5", "--nll_images", "20"]
+    assert main(["eval", "--run", "outputs/tiny", *words]) == 0
     values = json.loads((here / "outputs/tiny/reports/evaluation.json").read_text())
     assert values["images"] == 300
     assert values["nll_images"] == 20
@@ -69,8 +70,8 @@ def test_eval_writes_numbers_that_add_up(here, capsys):
     assert values["negative_elbo"] == pytest.approx(values["distortion"] + values["rate"])
     assert sum(values["bits_per_latent"]) == pytest.approx(values["rate_bits"])
     assert values["bits_per_dim"] == pytest.approx(values["negative_elbo"] / 64 / 0.6931471805599453)
-    rows = dict(csv.reader((here / "outputs/tiny/reports/metrics.csv").open()))
-    assert float(rows["rate"]) == values["rate"]
+    rows = {row["metric"]: row for row in csv.DictReader((here / "outputs/tiny/reports/metrics.csv").open())}
+    assert float(rows["rate"]["value"]) == values["rate"]
     assert "-ELBO" in capsys.readouterr().out
 
 
@@ -117,6 +118,17 @@ def test_newest_run_is_the_default_and_said(here, capsys):
         ("eval --run outputs/tiny --config tiny.yaml", "one of --model, --run and --config"),
         ("eval --run outputs/tiny --check", "no expected numbers"),
         ("eval --run outputs/tiny --nll_sample 3", "nll_samples"),
+        ("eval outputs/nothing", "no saved model at 'outputs/nothing'"),
+        ("eval outputs/tiny --run outputs/tiny", "not both"),
+        ("eval outputs/tiny --only bound mgi", "no metric or group 'mgi': did you mean 'mig'?"),
+        ("eval outputs/tiny --only", "--only needs one word or more"),
+        ("eval outputs/tiny --nll_samples 1 x", "nll_samples"),
+        ("eval outputs/tiny --nll_samples 1 -3", "nll_samples must be positive"),
+        ("eval outputs/tiny --quality_images 1", "quality_images must be at least 2"),
+        ("eval outputs/tiny --strict", "add --criteria"),
+        ("eval outputs/tiny --criteria --vae mnist-dynamic", "1x28x28 images and those of digits are 1x8x8"),
+        ("eval mnist-dynamic --data.name digits --data.binarize dynamic", "give --data.name"),
+        ("eval mnist-codec --data.name digits", "1x28x28 images and those of digits are 1x8x8"),
         ("eval --run outputs/tiny --data.split tset", "split"),
         ("sample prior --run outputs/tiny --count 0", "count must be at least 1"),
         ("sample prior --run outputs/tiny --pixel_temperature 0", "temperatures must be positive"),
@@ -176,6 +188,7 @@ def test_evaluation_of_the_first_images_alone(tmp_path, monkeypatch, capsys):
     model = vlae.VAE((1, 8, 8), latent_dim=2, architecture="mlp")
     model.metadata = {"data": {"name": "digits", "binarize": "threshold"}}
     model.save_pretrained("model")
-    assert main(["eval", "--model", "model", "--data.limit", "7", "--nll_samples", "0"]) == 0
+    words = ["--only", "bound", "nll", "--nll_samples", "0"]
+    assert main(["eval", "--model", "model", "--data.limit", "7", *words]) == 0
     assert "7 images" in capsys.readouterr().out
     assert main(["eval", "--model", "model", "--data.limit", "0"]) == 2

@@ -12,7 +12,7 @@ from rich.console import Console
 import vlae
 from vlae import VlaeError
 from vlae.data import load
-from vlae.evaluation import comparison, quality
+from vlae.evaluation import comparison, pictures, quality
 from vlae.evaluation.classifier import Classifier
 from vlae.evaluation.probes import probe
 from vlae.evaluation.report import evaluate_dataset
@@ -34,7 +34,7 @@ def judge():
 def test_images_are_decoded_and_drawn_the_same_every_time(kind, request, monkeypatch):
     model = request.getfixturevalue(kind)((1, 8, 8), **LEVELS)
     x = load("digits", "test").subset(7).tensor().double()
-    monkeypatch.setattr(comparison, "CHUNK", 3)
+    monkeypatch.setattr(pictures, "CHUNK", 3)
     images, again, other = (comparison.images_of(model.train(), x, seed) for seed in (1, 1, 2))
     assert model.training
     model.eval()
@@ -80,7 +80,7 @@ def test_a_models_numbers_are_those_of_the_parts(tiny_vlae, sets, judge):
         "knn": probed.knn,
     }
     assert {name: column[name] for name in expected} == pytest.approx(expected)
-    known = {row.name for rows in comparison.SECTIONS for row in rows}
+    known = {name for names in comparison.SECTIONS for name in names}
     assert column.keys() == known - {"factor_r2"}  # every number has a row
     without, _ = comparison.measure(model, train, test)
     assert not any("frechet" in name or "confiden" in name for name in without)

@@ -336,10 +336,3 @@ def test_lpips_needs_the_weights_in_torchmetrics(alexnet, tmp_path, monkeypatch)
     monkeypatch.setattr(standard, "_layer_weights", lambda: Path("/nowhere/alex.pth"))
     said = reason(standard.load_lpips)
     assert "/nowhere/alex.pth can't be read" in said and said.endswith("reinstall torchmetrics")
-
-
-@pytest.mark.parametrize(("load", "name"), LOADERS)
-def test_nothing_is_downloaded_unasked(load, name, monkeypatch):
-    monkeypatch.setattr(standard, "fetch", lambda *_: pytest.fail("it went to fetch the weights"))
-    with pytest.raises(standard.Unavailable, match="are not here"):
-        load(download=False)

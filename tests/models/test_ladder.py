@@ -13,7 +13,7 @@ from vlae.distributions import Factorised, Likelihood
 from vlae.distributions.ladder import LadderPosterior, LadderPrior
 from vlae.distributions.likelihoods import PixelGaussian
 from vlae.evaluation import evaluate, keyed_generators
-from vlae.evaluation.report import evaluate_dataset, print_table
+from vlae.evaluation.report import evaluate_dataset
 from vlae.models import LadderBound
 from vlae.objectives import ELBO, Linear
 from vlae.training import run
@@ -311,7 +311,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(tiny, binary, posterior):
             assert value == (None if first is None else pytest.approx(first, abs=1e-9, rel=0)), name
 
 
-def test_evaluation_is_what_the_model_says(tiny, binary, tiny_vae, capsys):
+def test_evaluation_is_what_the_model_says(tiny, binary, tiny_vae):
     model, x = tiny(), binary(12)
     result = evaluate(model, lambda: [(x[:5], range(5)), (x[5:], range(5, 12))], nll_samples=6, seed=3)
     with torch.no_grad():
@@ -325,14 +325,7 @@ def test_evaluation_is_what_the_model_says(tiny, binary, tiny_vae, capsys):
     assert result.latent_dim == len(result.bits_per_latent) == 6
     assert result.active_units == (noise.var(0) > 0.01).sum()
     assert result.nll < result.negative_elbo
-    print_table(result, "a ladder")
-    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
-    for level, rate in enumerate(result.rate_per_level, 1):
-        assert any({f"z_{level}", f"{rate:.3f}"} <= set(line) for line in shown)
-    flat = evaluate(tiny_vae(), lambda: [(x, range(12))])
-    assert flat.rate_per_level == []
-    print_table(flat, "no ladder")
-    assert "z_1" not in capsys.readouterr().out
+    assert evaluate(tiny_vae(), lambda: [(x, range(12))]).rate_per_level == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

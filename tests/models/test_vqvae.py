@@ -11,10 +11,11 @@ import torch
 import vlae
 from vlae import VQVAE, VlaeError
 from vlae.cli import main
-from vlae.data import load
+from vlae.data import ImageDataset, load
 from vlae.evaluation import evaluate
 from vlae.evaluation.probes import posterior_means
-from vlae.evaluation.report import print_table
+from vlae.evaluation.report import show
+from vlae.evaluation.suite import Settings, measure
 from vlae.models.base import LatentVariableModel
 from vlae.objectives import ELBO
 from vlae.training import run
@@ -311,13 +312,16 @@ def test_trains_evaluates_and_samples_from_the_command_line(tmp_path, monkeypatc
     assert float(row["validation/rate"]) > 0
     assert 1 <= float(row["validation/perplexity"]) <= 8
     assert "validation/active_units" not in row
-    assert main(["eval", "--run", "outputs/vq", "--nll_samples", "3", "--nll_images", "0"]) == 0
+    words = ["eval", "--run", "outputs/vq", "--only", "bound", "nll", "--nll_samples", "3", "--nll_images", "0"]
+    assert main(words) == 0
     result = json.loads((tmp_path / "outputs/vq/reports/evaluation.json").read_text())
     assert result["nll"] == pytest.approx(result["negative_elbo"], abs=1e-4)
-    assert f"perplexity {result['perplexity']:.2f} of {result['codes']} codes" in capsys.readouterr().out
-    written = dict(csv.reader((tmp_path / "outputs/vq/reports/metrics.csv").open()))
-    assert float(written["perplexity"]) == result["perplexity"] and result["active_units"] is None
-    assert int(written["codes_in_use"]) == result["codes_in_use"]
+    shown = capsys.readouterr().out
+    assert f"{result['perplexity']:.2f}" in shown and f"the codebook has {result['codes']} codes" in shown
+    rows = csv.DictReader((tmp_path / "outputs/vq/reports/metrics.csv").open())
+    written = {row["metric"]: float(row["value"]) for row in rows}
+    assert written["perplexity"] == result["perplexity"] and result["active_units"] is None
+    assert written["codes_in_use"] == result["codes_in_use"]
     assert main(["sample", "prior", "--run", "outputs/vq", "--count", "3"]) == 0
     assert main(["viz", "recon-grid", "--run", "outputs/vq", "--count", "3"]) == 0
 
@@ -371,12 +375,13 @@ def test_the_training_line_shows_the_perplexity():
 
 
 def test_the_report_shows_codes_and_no_units(binary, capsys):
-    x = binary(6)
-    result = evaluate(make(), lambda: [(x, range(6))])
-    result.codes_in_use, result.perplexity = 4, 3.14159
-    print_table(result, "a title", "VQVAE")
-    shown = capsys.readouterr().out
-    assert "perplexity 3.14 of 5 codes, 4 of them in use" in shown
+    data = ImageDataset.from_any(binary(6).float(), split="test")
+    found = measure(make(), data, None, Settings(only=("bound",)))
+    found.values |= {"codes_in_use": 4.0, "perplexity": 3.14159}
+    show(found)
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "perplexity [codes] 3.14" in shown and "codes in use [codes] 4" in shown
+    assert "the codebook has 5 codes" in shown
     assert "active" not in shown and "density of z" not in shown
 
 

@@ -1,8 +1,6 @@
 """Several models side by side on one data set: bounds, image quality, usefulness of the code; one table of it all.
 
-Images come from a decoder in two ways, and both are measured. *Decoded* is deterministic: the mean image of a
-factorised p(x|z), the greedy image of an autoregressive one. *Drawn* is x ~ p(x|z); where the pixels are independent
-that is the mean image with noise on every pixel, which the sharpness counts too.
+Images come from a decoder in two ways, decoded and drawn (`pictures`), and both are measured.
 """
 
 from __future__ import annotations
@@ -15,66 +13,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from vlae.data import ImageDataset
 from vlae.errors import VlaeError
-from vlae.evaluation import quality
+from vlae.evaluation import pictures, quality
 from vlae.evaluation.classifier import Classifier
+from vlae.evaluation.metrics import METRICS
 from vlae.evaluation.probes import probe
 from vlae.evaluation.report import evaluate_dataset
 from vlae.models.base import LatentVariableModel
 
-CHUNK = 100  # images decoded at a time
-
 Column = dict[str, float]  # a model's numbers, or the data's, by the name of the row; what it lacks is left out
 
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the table: its name in files, its words, how its numbers are written."""
-
-    name: str
-    label: str
-    form: str
-
-
-def _quality_of(prefix: str, words: str, names: Mapping[str, tuple[str, str]]) -> tuple[Row, ...]:
-    return tuple(Row(f"{prefix}{name}", f"{words}: {label}", form) for name, (label, form) in names.items())
-
-
-_RECONSTRUCTION = {
-    "mse": ("MSE", ".4f"),
-    "l1": ("L1", ".4f"),
-    "psnr": ("PSNR [dB]", ".2f"),
-    "ssim": ("SSIM", ".4f"),
-    "sharpness": ("sharpness", ".4f"),
-}
-_SAMPLE = {
-    "sharpness": ("sharpness", ".4f"),
-    "frechet": ("Frechet distance", ".2f"),
-    "confidence": ("confidence", ".3f"),
-    "confident": ("confident share", ".3f"),
-}
-SECTIONS: tuple[tuple[Row, ...], ...] = (
-    (Row("parameters", "parameters", ",.0f"), Row("latent_size", "numbers in z", ".0f")),
-    (
-        Row("distortion", "distortion [nats]", ".2f"),
-        Row("rate", "rate [nats]", ".2f"),
-        Row("negative_elbo", "-ELBO [nats]", ".2f"),
-    ),
-    _quality_of("", "reconstructions", _RECONSTRUCTION),
-    _quality_of("drawn_", "drawn reconstructions", _RECONSTRUCTION),
-    _quality_of("sample_", "samples", _SAMPLE),
-    _quality_of("drawn_sample_", "drawn samples", _SAMPLE),
-    (
-        Row("linear_probe", "linear probe of z: accuracy", ".3f"),
-        Row("knn", "nearest neighbours in z: accuracy", ".3f"),
-        Row("factor_r2", "factors from z: mean R²", ".3f"),
-    ),
+_RECONSTRUCTION = ("mse", "l1", "psnr", "ssim", "sharpness")
+_SAMPLE = ("sharpness", "frechet", "inception_score", "confidence", "confident")
+# The rows, by their names in METRICS.
+SECTIONS: tuple[tuple[str, ...], ...] = (
+    ("parameters", "latent_size"),
+    ("distortion", "rate", "negative_elbo"),
+    _RECONSTRUCTION,
+    tuple(f"drawn_{name}" for name in _RECONSTRUCTION),
+    tuple(f"sample_{name}" for name in _SAMPLE),
+    tuple(f"drawn_sample_{name}" for name in _SAMPLE),
+    ("linear_probe", "knn", "factor_r2"),
 )
 
 
@@ -88,20 +52,9 @@ class Images:
     drawn_samples: Tensor
 
 
-@torch.no_grad()
 def images_of(model: LatentVariableModel, x: Tensor, seed: int = 0) -> Images:
     """Reconstructions of x [N, C, H, W] and as many samples, decoded and drawn; the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    parts: list[tuple[Tensor, ...]] = []
-    with model.evaluating():
-        for part in x.split(CHUNK):
-            model.check(part)
-            q = model.encode(part)
-            drawn = model.decode(q.sample(generator=generator)).sample(generator=generator)
-            z = model.prior().sample((len(part),), generator=generator)
-            sampled = model.decode(z).sample(generator=generator)
-            parts.append((model.decode(q.mean).reconstruction, drawn, model.decode(z).reconstruction, sampled))
-    return Images(*(torch.cat(images).clamp(0, 1) for images in zip(*parts, strict=True)))
+    return Images(*pictures.reconstructions(model, x, seed=seed), *pictures.samples(model, len(x), seed=seed))
 
 
 def measure(
@@ -184,15 +137,20 @@ def by(shape: Sequence[int]) -> str:
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
-def sections(columns: Mapping[str, Column]) -> list[list[Row]]:
+def sections(columns: Mapping[str, Column]) -> list[list[str]]:
     """The rows of which any column has a number, in their sections."""
-    found = [[row for row in rows if any(row.name in column for column in columns.values())] for rows in SECTIONS]
-    return [rows for rows in found if rows]
+    found = [[name for name in names if any(name in column for column in columns.values())] for names in SECTIONS]
+    return [names for names in found if names]
 
 
-def written(row: Row, column: Column) -> str:
+def label(name: str) -> str:
+    """A row's words; the notes say whose features and classes are meant."""
+    return METRICS[name].heading.replace(" (own classifier)", "")
+
+
+def written(name: str, column: Column) -> str:
     """A number as the table shows it, "-" where there is none."""
-    return format(column[row.name], row.form) if row.name in column else "-"
+    return METRICS[name].written(column.get(name))
 
 
 def as_table(columns: Mapping[str, Column], title: str) -> Table:
@@ -201,9 +159,9 @@ def as_table(columns: Mapping[str, Column], title: str) -> Table:
     table.add_column("")
     for name in columns:
         table.add_column(name, justify="right")
-    for rows in sections(columns):
-        for row in rows:
-            table.add_row(escape(row.label), *(written(row, column) for column in columns.values()))
+    for names in sections(columns):
+        for name in names:
+            table.add_row(escape(label(name)), *(written(name, column) for column in columns.values()))
         table.add_section()
     return table
 
@@ -211,8 +169,10 @@ def as_table(columns: Mapping[str, Column], title: str) -> Table:
 def as_markdown(columns: Mapping[str, Column], title: str, notes: Sequence[str] = ()) -> str:
     """The table as markdown, with its notes as a list."""
     lines = [f"# {title}", "", "| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    for rows in sections(columns):
-        lines += [f"| {row.label} | " + " | ".join(written(row, c) for c in columns.values()) + " |" for row in rows]
+    for names in sections(columns):
+        lines += [
+            f"| {label(name)} | " + " | ".join(written(name, c) for c in columns.values()) + " |" for name in names
+        ]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
 
 
@@ -221,8 +181,8 @@ def as_csv(columns: Mapping[str, Column]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     writer.writerow(["metric", *columns])
-    for rows in sections(columns):
-        writer.writerows([row.name, *(column.get(row.name, "") for column in columns.values())] for row in rows)
+    for names in sections(columns):
+        writer.writerows([name, *(column.get(name, "") for column in columns.values())] for name in names)
     return buffer.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Runs an evaluation on a data set and writes it down: a table, `evaluation.json` and `metrics.csv`."""
+"""`vlae eval`: measures a model and writes down what was found, for the console, as JSON, CSV and one HTML page."""
 
 from __future__ import annotations
 
@@ -6,109 +6,319 @@ import copy
 import csv
 import io
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from vlae.data import Batches, ImageDataset
 from vlae.errors import VlaeError
+from vlae.evaluation import html
 from vlae.evaluation.bounds import Evaluation, evaluate
-from vlae.evaluation.information import BITS
+from vlae.evaluation.classifier import Classifier
+from vlae.evaluation.criteria import Criterion, References, check_criteria, free_nats_at_end, needed
+from vlae.evaluation.history import read_rows
+from vlae.evaluation.illustrations import illustrations
+from vlae.evaluation.metrics import GROUPS, METRICS
+from vlae.evaluation.rows import in_bits, nll_cells, rows_of
+from vlae.evaluation.suite import Measurements, Progress, Settings, check_images, measure
 from vlae.files import write_text
+from vlae.machine import machine, versions
 from vlae.models.base import LatentVariableModel
 
 TOLERANCE = 0.02  # nats: what float32 kernels of another machine may change in a mean over a test set
+CHECKED = ("distortion", "rate", "negative_elbo", "nll")
+
+TrainingImages = Callable[[], ImageDataset]
+Judging = Callable[[ImageDataset], tuple[Classifier | None, str]]
 
 
 def run(
     model: LatentVariableModel,
-    dataset: ImageDataset,
+    test: ImageDataset,
     directory: Path,
-    nll_samples: int,
-    nll_images: int | None,
-    batch_size: int,
-    seed: int,
-    double: bool,
-    check: bool,
+    settings: Settings,
+    training: TrainingImages | None = None,
+    judging: Judging | None = None,
+    run: Path | None = None,
+    double: bool = False,
+    check: bool = False,
+    references: References | None = None,
+    strict: bool = False,
+    command: str = "",
 ) -> int:
-    """Evaluates, prints the table, writes the files; with `check` compares with the model's expected numbers.
+    """Measures, prints tables, and writes `evaluation.json`, `metrics.csv` and `report.html`.
 
-    Returns 0, or 1 where an expected number is missed by more than `TOLERANCE` nats.
+    Args:
+        model: what is measured.
+        test: on which images.
+        directory: where the files go.
+        settings: what is measured, and on how many images.
+        training: loads training images; only called where they are needed.
+        judging: gives the small classifier for training images, or None and why; only called where it is needed.
+        run: directory of the run that the model is of, whose training is drawn.
+        double: in float64.
+        check: compare with the model's expected numbers, measured as they were.
+        references: models that the success criteria compare with; None leaves the criteria out.
+        strict: fail where a criterion is not met.
+        command: the command line, for the report.
+
+    Returns:
+        0, or 1 where a number is off by more than `TOLERANCE` nats, or (strict) a criterion is not met.
     """
-    model.check_levels(dataset.effective_levels, dataset.name)
+    check_images(model, test)
     expected = model.metadata.get("expected")
     if check:
         if not expected:
             raise VlaeError("this model carries no expected numbers to check against: leave out --check")
-        nll_samples, nll_images, seed = expected["nll_samples"], expected["nll_images"], expected["seed"]
+        settings = replace(
+            settings,
+            only=(*(settings.only or ()), "bound", "nll"),
+            nll_samples=(expected["nll_samples"],) if expected.get("nll_samples") else (),
+            nll_images=expected["nll_images"] or None,
+            seed=expected["seed"],
+        )
+    if references is not None and settings.only:
+        settings = replace(settings, only=(*settings.only, *needed(settings.metrics)))
     if double:
         model = copy.deepcopy(model).double()
+    train, judge, notes = helpers(settings, training, judging)
     started = time.monotonic()
-    result = evaluate_dataset(model, dataset, nll_samples, nll_images, batch_size, seed)
+    with progress_bars() as progress:
+        found = measure(model, test, train, settings, judge, progress)
+        found.notes += notes
+        criteria = None
+        if references is not None:
+            free_nats = free_nats_at_end(model, run)
+            criteria = check_criteria(model, test, found, judge, references, settings, free_nats, progress)
     seconds = time.monotonic() - started
-    kind = type(model).__name__
-    print_table(result, f"{kind} on {dataset.protocol} ({seconds:.0f} s)", kind)
-    values = {"data": dataset.protocol, "seed": seed, "seconds": round(seconds, 1), **result.to_dict()}
-    write_text(directory / "evaluation.json", json.dumps(values, indent=2) + "\n")
-    write_text(directory / "metrics.csv", _csv(result))
-    print(f"written: {directory / 'evaluation.json'}, {directory / 'metrics.csv'}")
-    return compare(result, expected) if check and expected else 0
+    show(found, criteria)
+    paths = write(directory, model, found, settings, run, command, criteria, seconds)
+    print(f"written in {seconds:.0f} s: {', '.join(map(str, paths))}")
+    failed = compare(found.values, expected) if check and expected else 0
+    if strict and criteria and any(criterion.met is False for criterion in criteria):
+        return 1
+    return failed
 
 
-def compare(result: Evaluation, expected: dict[str, float]) -> int:
+def helpers(
+    settings: Settings, training: TrainingImages | None, judging: Judging | None
+) -> tuple[ImageDataset | None, Classifier | None, list[str]]:
+    """Training images and a classifier, as far as they are needed and can be had; else notes that say why not."""
+    if training is None or not (settings.needs_judge or settings.needs_training_images):
+        return None, None, []
+    try:
+        train = training()
+    except VlaeError as error:
+        return None, None, [f"there are no training images: {error}"]
+    judge, why = judging(train) if judging and settings.needs_judge else (None, "")
+    return train, judge, [why] if why else []
+
+
+def compare(values: Mapping[str, float], expected: Mapping[str, float | None]) -> int:
     """Prints obtained beside expected; 1 where one differs by more than the tolerance."""
     failed = False
-    for name in ("distortion", "rate", "negative_elbo", "nll"):
-        difference = abs(getattr(result, name) - expected[name])
+    for name in CHECKED:
+        if (should := expected.get(name)) is None:  # of a model without a bound
+            continue
+        difference = abs(values.get(name, math.nan) - should)
         failed |= not difference <= TOLERANCE
-        obtained = getattr(result, name)
-        print(f"{name:14s} obtained {obtained:.4f}  expected {expected[name]:.4f}  differs by {difference:.4f}")
+        obtained = values.get(name, math.nan)
+        print(f"{name:14s} obtained {obtained:.4f}  expected {should:.4f}  differs by {difference:.4f}")
     print(f"check {'FAILED' if failed else 'passed'}: tolerance {TOLERANCE} nats")
     return int(failed)
 
 
-def print_table(result: Evaluation, title: str, kind: str = "model") -> None:
-    """The evaluation as a console table, nats and bits; `kind` is what the model is called, its class."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("per image")
-    for column in ("nats", "bits", "bits/dim", ""):
-        table.add_column(column, justify="right" if column else "left")
+# -- the console ------------------------------------------------------------------------------------------------------
 
-    bounded = result.rate is not None
 
-    def row(name: str, nats: float, note: str = "", per_dim: float | None = None) -> None:
-        bits = f"{nats * BITS:.2f}" if bounded else ""
-        table.add_row(name, f"{nats:.3f}", bits, "" if per_dim is None else f"{per_dim:.4f}", note)
-
-    row("distortion", result.distortion, "-log p(x|z)" + ("" if bounded else f", {result.images} images"))
-    if result.rate is not None:
-        used = "" if result.active_units is None else f", {result.active_units} of {result.latent_dim} units active"
-        row("rate", result.rate, f"KL(q(z|x) || p(z)){used}")
-    for level, rate in enumerate(result.rate_per_level, 1):
-        top = level == len(result.rate_per_level)
-        row(f"  of z_{level}", rate, "from N(0, I)" if top else f"from p(z_{level}|z_{level + 1})")
-    if result.negative_elbo is not None:
-        note = f"± {result.negative_elbo_error:.3f}, {result.images} images"
-        row("-ELBO", result.negative_elbo, note, result.bits_per_dim)
-    if result.nll is not None:
-        note = f"± {result.nll_error:.3f}, K = {result.nll_samples}, {result.nll_images} images, ESS {result.ess:.1f}"
-        row("NLL", result.nll, note, result.nll_bits_per_dim)
-    row("shuffled z costs", result.shuffled_gap, "distortion with another image's z, less the distortion")
+def show(found: Measurements, criteria: Sequence[Criterion] | None = None) -> None:
+    """Prints tables, notes, what is missing, and the time that each group took."""
     console = Console()
-    console.print(table)
-    if result.perplexity is not None:
-        console.print(
-            f"perplexity {result.perplexity:.2f} of {result.codes} codes, {result.codes_in_use} of them in use"
-        )
-    if not bounded:
-        console.print(f"a {kind} has no density of z: its distortion alone is given")
-    elif result.bits_per_dim is None:
-        console.print("a density: nats of continuous data; bits/dim would need dequantised images")
+    for table in tables(found):
+        console.print(table)
+    if criteria is not None:
+        console.print(criteria_table(criteria))
+    lines = [f"- {note}" for note in found.notes]
+    lines += [f"- not measured: {name}: {reason}" for name, reason in found.skipped.items()]
+    if found.seconds:
+        lines.append("- seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in found.seconds.items()))
+    for line in lines:
+        console.print(escape(line), highlight=False)
+
+
+def tables(found: Measurements) -> list[Table]:
+    """What was measured, by groups; the NLL at each number of samples in a table of its own."""
+    table = Table(title=f"{found.model} on {escape(found.data)}", title_justify="left")
+    table.add_column("per image")
+    for column in ("", "bits"):
+        table.add_column(column, justify="right")
+    for group in GROUPS:
+        metrics = rows_of(found, group)
+        if not metrics or (group == "nll" and "nll_by_samples" in found.series):
+            continue
+        table.add_section()
+        table.add_row(f"[bold]{group}[/bold]", "", "")
+        for metric in metrics:
+            value, error = found.values[metric.name], found.errors.get(metric.name)
+            table.add_row(f"  {escape(metric.heading)}", metric.written(value, error), in_bits(metric, value))
+            if metric.name == "rate":
+                for level, rate in enumerate(found.series.get("rate_per_level", []), 1):
+                    table.add_row(f"    of z_{level}", metric.written(rate), in_bits(metric, rate))
+    shown = [table] if table.row_count else []
+    if "nll_by_samples" in found.series:
+        shown.append(nll_table(found))
+    return shown
+
+
+def nll_table(found: Measurements) -> Table:
+    """The NLL at each number of samples."""
+    images = found.images.get("nll")
+    table = Table(title="NLL by importance samples" + (f", {images:,} images" if images else ""), title_justify="left")
+    for column in ("K", METRICS["nll"].heading, "bits", "bits/dim", "effective samples"):
+        table.add_column(escape(column), justify="right")
+    for row in found.series["nll_by_samples"]:
+        table.add_row(*nll_cells(row))
+    return table
+
+
+def criteria_table(criteria: Sequence[Criterion]) -> Table:
+    """The success criteria, each with its numbers."""
+    table = Table(title="success criteria", title_justify="left", show_lines=True)
+    for column in ("criterion", "", "numbers"):
+        table.add_column(column)
+    for criterion in criteria:
+        style = {True: "green", False: "bold red", None: "dim"}[criterion.met]
+        table.add_row(escape(criterion.title), f"[{style}]{criterion.verdict}[/]", escape(criterion.evidence))
+    return table
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """A bar for each stage that reports, while the block lasts."""
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, transient=True) as bars:
+        tasks: dict[str, rich.progress.TaskID] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield progress
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def write(
+    directory: Path,
+    model: LatentVariableModel,
+    found: Measurements,
+    settings: Settings,
+    run: Path | None = None,
+    command: str = "",
+    criteria: Sequence[Criterion] | None = None,
+    seconds: float = 0.0,
+) -> list[Path]:
+    """Writes the three files and returns their paths."""
+    about = provenance(model, found, settings, command)
+    curves = read_rows(run / "logs" / "metrics.csv") if run else []
+    texts = {
+        "report.html": html.page(found, about, illustrations(found, curves), criteria),
+        "metrics.csv": as_csv(found),
+        "evaluation.json": as_json(found, about, settings, criteria, seconds),
+    }
+    for name, text in texts.items():
+        write_text(directory / name, text)
+    return [directory / name for name in texts]
+
+
+def provenance(
+    model: LatentVariableModel, found: Measurements, settings: Settings, command: str = ""
+) -> dict[str, str]:
+    """What was measured, how and where, as lines by name. No date: the same evaluation gives the same report."""
+    data = model.metadata.get("protocol")
+    lines = {
+        "model": found.model,
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "precision": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "configuration": json.dumps(model.config),
+        "trained on": data if isinstance(data, str) else "",
+        "measured on": found.data,
+        "settings": json.dumps(asdict(settings)),
+        "seed": str(settings.seed),
+        "command": command,
+        "versions": versions(),
+        "machine": machine(),
+    }
+    return {name: line for name, line in lines.items() if line}
+
+
+def as_csv(found: Measurements) -> str:
+    """The scalars, one a row, in full precision; empty where there is no standard error."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["metric", "value", "error", "unit", "group"])
+    for name, metric in METRICS.items():
+        if name in found.values:
+            writer.writerow([name, found.values[name], found.errors.get(name, ""), metric.unit, metric.group])
+    return buffer.getvalue()
+
+
+def as_json(
+    found: Measurements,
+    about: Mapping[str, str],
+    settings: Settings,
+    criteria: Sequence[Criterion] | None = None,
+    seconds: float = 0.0,
+) -> str:
+    """Everything but the pictures. What `Evaluation` holds is at the top, where it has always been."""
+    values = {
+        "data": found.data,
+        "seed": settings.seed,
+        "seconds": round(seconds, 1),
+        **({} if found.evaluation is None else found.evaluation.to_dict()),
+        "model": found.model,
+        "values": found.values,
+        "errors": found.errors,
+        "series": found.series,
+        "notes": found.notes,
+        "skipped": found.skipped,
+        "images_by_group": found.images,
+        "seconds_by_group": {name: round(value, 2) for name, value in found.seconds.items()},
+        "settings": asdict(settings),
+        "provenance": dict(about),
+    }
+    if criteria is not None:
+        values["criteria"] = [{**asdict(criterion), "verdict": criterion.verdict} for criterion in criteria]
+    return json.dumps(finite(values), indent=2, allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """The same with null in place of numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {str(key): finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# -- the bound alone --------------------------------------------------------------------------------------------------
 
 
 def evaluate_dataset(
@@ -122,30 +332,18 @@ def evaluate_dataset(
     """`evaluate` on a data set, with progress bars; the batch size does not change the result."""
     dtype = next(model.parameters()).dtype
     model.context_of(dataset.labels, dataset.factors, dataset.name)
+    totals = {"bound": len(dataset), "nll": min(nll_images or len(dataset), len(dataset))}
+    done = dict.fromkeys(totals, 0)
 
     def batches() -> Iterator[tuple[Tensor, list[int], Tensor | None]]:
         for batch in Batches(dataset, min(batch_size, len(dataset))):
             context = model.context_of(batch.labels, batch.factors)
             yield batch.images.to(dtype), batch.indices.tolist(), context
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bars:
-        tasks = {"bound": bars.add_task("bound", total=len(dataset))}
-        if nll_samples:
-            tasks["nll"] = bars.add_task("NLL", total=min(nll_images or len(dataset), len(dataset)))
-        return evaluate(
-            model,
-            batches,
-            nll_samples,
-            nll_images,
-            seed,
-            progress=lambda stage, images: bars.advance(tasks[stage], images),
-        )
+    with progress_bars() as progress:
 
+        def count(stage: str, images: int) -> None:
+            done[stage] += images
+            progress(stage, done[stage], totals[stage])
 
-def _csv(result: Evaluation) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(["metric", "value"])
-    writer.writerows((k, v) for k, v in result.to_dict().items() if isinstance(v, int | float))
-    return buffer.getvalue()
+        return evaluate(model, batches, nll_samples, nll_images, seed, progress=count)

@@ -78,28 +78,24 @@ class InceptionNetwork:
         return features, logits.log_softmax(1)
 
 
-def load_inception(device: str | torch.device = "cpu", download: bool = True) -> InceptionNetwork:
+def load_inception(device: str | torch.device = "cpu") -> InceptionNetwork:
     """The standard Inception network in eval mode; on a CPU it takes about 0.1 seconds of one core an image.
-
-    `download` says whether to fetch its weights, 96 MB, where they are not here.
 
     Raises:
         Unavailable: its weights are not here and can't be downloaded, or are damaged.
     """
-    network = _with(Inception(), _weights("FID and Inception Score", INCEPTION_WEIGHTS, download)).to(device)
+    network = _with(Inception(), _weights("FID and Inception Score", INCEPTION_WEIGHTS)).to(device)
     # The layout makes a CPU a third faster.
     return InceptionNetwork(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
-def load_lpips(device: str | torch.device = "cpu", download: bool = True) -> LPIPS:
+def load_lpips(device: str | torch.device = "cpu") -> LPIPS:
     """The network of LPIPS in eval mode: AlexNet, and the weights of its layers that torchmetrics holds.
-
-    `download` says whether to fetch AlexNet's weights, 244 MB, where they are not here.
 
     Raises:
         Unavailable: AlexNet's weights are not here and can't be downloaded, or are damaged.
     """
-    alexnet = _weights("LPIPS", ALEXNET_WEIGHTS, download)
+    alexnet = _weights("LPIPS", ALEXNET_WEIGHTS)
     of_layers = _read("LPIPS", _layer_weights(), "reinstall torchmetrics")
     state = {name: value for name, value in alexnet.items() if name.startswith("features.")}
     state |= {
@@ -162,11 +158,11 @@ def enlarged(x: Tensor, side: int) -> Tensor:
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
-def _weights(what: str, file: File, download: bool) -> dict[str, Tensor]:
+def _weights(what: str, file: File) -> dict[str, Tensor]:
     """A published file of weights: from torch.hub's cache, else where data files are, else downloaded.
 
     Raises:
-        Unavailable: it is nowhere, and `download` is False or the download fails; or it is damaged.
+        Unavailable: it is nowhere and the download fails, or it is damaged.
     """
     shared = Path(torch.hub.get_dir()) / "checkpoints" / file.name
     try:
@@ -174,12 +170,8 @@ def _weights(what: str, file: File, download: bool) -> dict[str, Tensor]:
         if shared.is_file() and elsewhere is None:
             verify(shared, file.checksum)
             path = shared
-        elif elsewhere is None and not download:
-            raise Unavailable(f"{what}: its weights, {file.name}, are not here: name it in --only to download them")
         else:
             (path,) = fetch(what, [file], None)
-    except Unavailable:
-        raise
     except (VlaeError, OSError) as error:
         raise Unavailable(str(error)) from error
     return _read(what, path)

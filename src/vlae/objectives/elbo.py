@@ -55,6 +55,10 @@ class Objective(nn.Module):
     def update(self, bound: Bound) -> None:
         """Called after each training step, for objectives that adapt."""
 
+    def floor(self, progress: float) -> float | None:
+        """Nats that free bits hold the rate above, at this progress; None where it is held up in another way."""
+        return None if self.raises_rate else 0.0
+
 
 class ELBO(Objective):
     """distortion + beta * rate, with free bits: the rate of each group is not pushed below a floor.
@@ -81,9 +85,13 @@ class ELBO(Objective):
 
     def forward(self, bound: Bound, progress: float) -> Tensor:
         """The loss at this progress."""
-        floor = self.free_nats(progress)
+        floor = self.floor(progress)
         rate = self.groups(bound).mean(0).clamp(min=floor).sum() if floor else bound.rate.mean()
         return bound.distortion.mean() + self.beta(progress) * rate
+
+    def floor(self, progress: float) -> float:
+        """The floor of each group, nats."""
+        return self.free_nats(progress)
 
     def groups(self, bound: Bound) -> Tensor:
         """The rate of each group in nats, [B, groups]."""

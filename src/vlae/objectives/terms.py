@@ -88,6 +88,10 @@ class WithTerms(Objective):
         """The objective's."""
         return self.objective.frozen(model, step, progress)
 
+    def floor(self, progress: float) -> float | None:
+        """The objective's."""
+        return self.objective.floor(progress)
+
     def update(self, bound: Bound) -> None:
         """Updates the objective and the terms."""
         self.objective.update(bound)

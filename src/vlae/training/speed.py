@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from vlae.machine import machine as machine  # named beside every time here
 from vlae.models.base import LatentVariableModel
 
 
@@ -41,17 +41,6 @@ def compile_networks(model: LatentVariableModel) -> None:
     """
     for network in model.networks():
         network.compile(dynamic=False)
-
-
-def machine(device: torch.device | None = None) -> str:
-    """What it runs on, in one line: to be named beside every measured time."""
-    name = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    device = device or torch.device("cpu")
-    gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
-    return f"{gpu}{name}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads"
 
 
 @contextmanager

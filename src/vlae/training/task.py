@@ -210,11 +210,14 @@ class Task(pl.LightningModule):
         return {**mean_terms("train", self.training_terms), **extra}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what is needed to rebuild the model without a configuration, and the count of bad steps."""
+        """Adds what is needed to rebuild the model without a configuration, and the count of bad steps.
+
+        The metadata say how many nats of the rate were free when these weights were kept.
+        """
         checkpoint["vlae"] = {
             "model": type(self.model).__name__,
             "arguments": self.model.config,
-            "metadata": self.model.metadata,
+            "metadata": {**self.model.metadata, "free_nats_at_end": self.objective.floor(self.progress)},
             "bad_steps": self.guard.total,
         }
 

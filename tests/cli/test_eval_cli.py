@@ -1,0 +1,135 @@
+"""`vlae eval`, end to end on the embedded digits, and lists as words."""
+
+import csv
+import json
+import shutil
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from vlae import VlaeError
+from vlae.cli import main, parse
+from vlae.evaluation import classifier
+from vlae.training.configuration import gather
+
+MODEL = """
+model:
+  class_path: vlae.VLAE
+  init_args: {latent_dim: 4, decoder_layers: 0, channels: 4, encoder_widths: [4], encoder_hidden: 16, flow_hidden: [8]}
+data: {name: digits, binarize: dynamic, batch_size: 200}
+trainer: {max_epochs: 2, precision: 32-true, accelerator: cpu, devices: 1, progress_bar: false}
+"""
+SMALL = ["--nll_samples", "1", "3", "--nll_images", "10", "--information_images", "20"]
+SMALL += ["--quality_images", "12", "--train_images", "60"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A directory with one finished run, evaluated."""
+    path = tmp_path_factory.mktemp("eval")
+    (path / "tiny.yaml").write_text(MODEL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        patch.setattr(classifier, "cache_dir", lambda: path / "cache")
+        patch.setattr(classifier, "EPOCHS", (1, 1))
+        assert main(["train", "--config", "tiny.yaml"]) == 0
+        assert main(["eval", "outputs/tiny", *SMALL]) == 0
+        yield path
+
+
+def reports(folder):
+    return folder / "outputs/tiny/reports"
+
+
+def test_everything_is_measured_and_written(folder):
+    values = json.loads((reports(folder) / "evaluation.json").read_text())
+    for name in ("negative_elbo", "nll", "mutual_information", "ssim", "drawn_sample_frechet", "knn"):
+        assert name in values["values"]
+    assert [row["samples"] for row in values["series"]["nll_by_samples"]] == [1, 3]
+    used = {"nll": 10, "information": 20, "reconstruction": 12, "samples": 12}
+    assert {name: values["images_by_group"][name] for name in used} == used
+    assert set(values["skipped"]) == {"disentanglement", "standard"}
+    rows = list(csv.DictReader((reports(folder) / "metrics.csv").open()))
+    assert [row["metric"] for row in rows] and set(rows[0]) == {"metric", "value", "error", "unit", "group"}
+    page = (reports(folder) / "report.html").read_text()
+    assert "epoch by epoch" in page and "vlae eval outputs/tiny --nll_samples 1 3" in page
+    assert (folder / "cache" / "classifiers").is_dir()
+
+
+def test_the_same_command_gives_the_same_page(folder):
+    first = (reports(folder) / "report.html").read_bytes()
+    (reports(folder) / "report.html").unlink()
+    assert main(["eval", "outputs/tiny", *SMALL]) == 0
+    assert (reports(folder) / "report.html").read_bytes() == first
+
+
+@pytest.mark.parametrize("which", [["outputs/tiny"], ["outputs/tiny/model"], ["--run=outputs/tiny"], []])
+def test_only_what_is_asked_for_and_no_classifier_for_it(folder, which, monkeypatch):
+    monkeypatch.setattr(classifier, "train", None)  # calling it would fail
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    assert main(["eval", *which, "--only", "distortion", "sample_sharpness", *SMALL]) == 0
+    values = json.loads((reports(folder) / "evaluation.json").read_text())
+    assert set(values["values"]) == {"distortion", "sample_sharpness"}
+
+
+def test_criteria_are_a_report_unless_they_are_to_be_strict(folder, capsys):
+    words = ["eval", "outputs/tiny", "--only", "bound", "--data.limit", "30", "--criteria", *SMALL]
+    assert main(words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "success criteria" in shown and "NOT met" in shown and "not checked" in shown
+    values = json.loads((reports(folder) / "evaluation.json").read_text())
+    rate = values["criteria"][0]
+    assert "not known" not in rate["evidence"], "the run says that free bits were off"
+    assert main([*words, "--strict"]) == 1
+
+
+def test_a_run_says_how_many_nats_were_free_when_it_ended(folder):
+    config = json.loads((folder / "outputs/tiny/model/config.json").read_text())
+    assert config["metadata"]["free_nats_at_end"] == 0.0
+
+
+def test_models_without_their_data_name_are_asked_for_it(folder, capsys):
+    shutil.copytree(folder / "outputs/tiny/model", folder / "nameless")
+    config = json.loads((folder / "nameless/config.json").read_text())
+    config["metadata"] = {}
+    (folder / "nameless/config.json").write_text(json.dumps(config))
+    assert main(["eval", "nameless"]) == 2
+    assert "give --data.name" in capsys.readouterr().err
+
+
+# -- lists as words ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--dims 0 1 2", {"dims": [0, 1, 2]}),
+        ("--dims=3", {"dims": [3]}),
+        ("--dims -1 2 --count 4", {"dims": [-1, 2], "count": 4}),
+        ("--dims [5,6]", {"dims": [5, 6]}),
+        ("--dims=[5,6] there", {"dims": [5, 6], "where": "there"}),
+        ("there --dims 7", {"dims": [7], "where": "there"}),
+        ("--dims 1 --count 2 --dims 3", {"dims": [1, 3], "count": 2}),
+        ("--names a 1 b,c", {"names": ["a", "1", "b,c"]}),
+        ("--scales .5 -1e-3", {"scales": [0.5, -0.001]}),
+        ("--count 1 --flag --names x", {"names": ["x"], "flag": True, "count": 1}),
+        ("", {"dims": [9], "names": []}),
+    ],
+)
+def test_lists_are_words(words, expected):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("where", type=str | None, nargs="?")
+    parser.add_argument("--dims", type=list[int], default=[9])
+    parser.add_argument("--names", type=list[str], default=[])
+    parser.add_argument("--scales", type=list[float], default=[])
+    parser.add_argument("--count", type=int, default=0)
+    parser.add_argument("--flag", type=bool, default=False)
+    found = parse(parser, words.split(), flags=["--flag"], lists=["--dims", "--names", "--scales"])
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_other_words_are_left_alone():
+    words = ["run", "--count", "1", "2", "--dimsy", "3"]
+    assert gather(words, ["--dims"]) == words
+    with pytest.raises(VlaeError, match="--dims needs one word or more"):
+        gather(["--dims", "--count", "1"], ["--dims"])
