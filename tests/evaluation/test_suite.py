@@ -326,3 +326,15 @@ def test_other_images_are_refused(sets):
 def test_settings_that_make_no_sense_are_refused(options, said):
     with pytest.raises(VlaeError, match=said):
         Settings(**options)
+
+
+def test_faint_copies_in_idle_dimensions_do_not_count(monkeypatch):
+    """Dimensions at the prior have means that hardly move; what they say of a factor can't be read from z."""
+    from vlae.data.factors import grid
+
+    v = grid([3, 4]).repeat(10, 1)
+    test = ImageDataset(images(120, "test").images, 2, name="noise", split="test", factors=v)
+    monkeypatch.setattr(suite, "posterior_means", lambda *_: torch.cat([v, 1e-3 * v], 1).double())
+    result = measure(make("VAE"), test, None, Settings(only=("disentanglement",), **SMALL))
+    assert result.values["mig"] == 1.0 and result.values["dci_completeness"] == pytest.approx(1)
+    assert any("2 of their dimensions varying" in note for note in result.notes)

@@ -136,7 +136,7 @@ def listing() -> str:
     for name, path in shipped("experiments").items():
         content = yaml.safe_load(path.read_text())
         budgets = ", ".join(content.get("budgets") or ["full"])
-        lines.append(f"{name:22s}{content['title']}; {len(content['cells'])} cells, budgets {budgets}")
+        lines.append(f"{name:28s}{content['title']}; {len(content['cells'])} cells, budgets {budgets}")
     return "\n".join([*lines, "", "vlae experiment NAME --budget BUDGET; a budget may be a duration too, such as 20m"])
 
 
