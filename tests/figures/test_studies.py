@@ -97,3 +97,12 @@ def test_equal_elbo_lines_are_equal():
 @pytest.mark.parametrize(("step", "round_one"), [(0.7, 1), (1.0, 1), (1.2, 2), (3, 5), (60, 100), (0.03, 0.05)])
 def test_round_steps(step, round_one):
     assert _round_step(step) == pytest.approx(round_one)
+
+
+def test_all_that_is_drawn_is_inside_and_close_numbers_are_points():
+    data = [Point("a", 8.0, published=10.6), Point("b", 8.5), Point("c", 8.0, published=11.7)]
+    near = [Point("a", 83.9, error=1.0, published=79.5), Point("b", 82.4, error=0.9)]
+    figure = bars({"rate": data, "NLL": near})
+    rate, nll = figure.axes
+    assert rate.get_xlim()[0] == 0 and rate.get_xlim()[1] > 11.7 and len(rate.patches) == 3
+    assert not nll.patches and 60 < nll.get_xlim()[0] < 79.5 and nll.get_xlim()[1] > 84.9

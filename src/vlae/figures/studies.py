@@ -22,6 +22,7 @@ STYLES: list[dict[str, Any]] = [
     {"color": "#7f3b08", "marker": "D", "linestyle": ":"},
     {"color": "#777777", "marker": "v", "linestyle": (0, (5, 1, 1, 1, 1, 1))},
 ]
+CLOSE = 0.25  # numbers that differ by less of their size are points, as bars would look alike
 PUBLISHED: dict[str, Any] = {
     "marker": "*",
     "linestyle": "none",
@@ -109,6 +110,9 @@ def lines(panels: Mapping[str, Sequence[Point]], x_label: str, title: str | None
 def bars(panels: Mapping[str, Sequence[Point]], title: str | None = None) -> Figure:
     """Draw numbers of named models as horizontal bars: a panel for each number, the models in the order given.
 
+    Bars start at 0. Where that would leave no difference to be seen, the numbers lying close together and far from 0,
+    they are points on an axis of their own.
+
     Args:
         panels: points by the label of their axis, with units.
         title: a line above the panels.
@@ -125,27 +129,26 @@ def bars(panels: Mapping[str, Sequence[Point]], title: str | None = None) -> Fig
     every, stars = np.ravel(figure.subplots(1, len(panels), sharey=True)), None
     for axes, (label, points) in zip(every, panels.items(), strict=True):
         rows = [names.index(point.name) for point in points]
-        errors = [point.error or 0.0 for point in points]
-        axes.barh(
-            rows,
-            [point.y for point in points],
-            xerr=errors if any(errors) else None,
-            height=0.62,
-            color=LIGHT,
-            edgecolor=DARK,
-            linewidth=0.8,
-            error_kw={"elinewidth": 1, "capsize": 2},
-        )
+        values, errors = [point.y for point in points], [point.error or 0.0 for point in points]
+        whiskers, low, high = errors if any(errors) else None, *_span(points)
+        close = len(points) > 1 and (low > 0 or high < 0) and high - low < CLOSE * max(abs(low), abs(high))
+        if close:
+            axes.errorbar(values, rows, xerr=whiskers, fmt="o", color=DARK, markersize=6, elinewidth=1, capsize=2)
+        else:
+            error_kw = {"elinewidth": 1, "capsize": 2}
+            look: dict[str, Any] = {"height": 0.62, "color": LIGHT, "edgecolor": DARK, "linewidth": 0.8}
+            axes.barh(rows, values, xerr=whiskers, error_kw=error_kw, **look)
+            axes.axvline(0, color=DARK, linewidth=0.8)
+            low, high = min(low, 0.0), max(high, 0.0)
         published = [
             (point.published, row) for point, row in zip(points, rows, strict=True) if point.published is not None
         ]
         if published:
             (stars,) = axes.plot(*zip(*published, strict=True), label="published", **PUBLISHED)
-        _write_values(axes, points, rows)
+        _write_values(axes, points, rows, low, high)
         axes.set_xlabel(label)
         axes.set_yticks(range(len(names)), names, size=9)
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.axvline(0, color=DARK, linewidth=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         _tidy(axes)
         axes.grid(visible=False, axis="y")
@@ -228,13 +231,20 @@ def _name_points(axes: Axes, points: Sequence[Point]) -> None:
         )
 
 
-def _write_values(axes: Axes, points: Sequence[Point], rows: Sequence[int]) -> None:
-    reach = max(abs(point.y) + (point.error or 0.0) for point in points) or 1.0
+def _span(points: Sequence[Point]) -> tuple[float, float]:
+    """From the least to the greatest of all that is drawn: numbers with their errors, and published ones."""
+    ends = [point.y + sign * (point.error or 0.0) for point in points for sign in (-1, 1)]
+    ends += [point.published for point in points if point.published is not None]
+    return min(ends), max(ends)
+
+
+def _write_values(axes: Axes, points: Sequence[Point], rows: Sequence[int], low: float, high: float) -> None:
+    """Each number beside its bar or point, and an axis from `low` to `high` with room for them."""
+    reach = (high - low) or 1.0
     for point, row in zip(points, rows, strict=True):
-        end = max(point.y, 0.0) + (point.error or 0.0)
+        end = max(point.y, low if low > 0 else 0.0) + (point.error or 0.0)
         axes.text(end + 0.02 * reach, row, f" {point.text or format(point.y, '.4g')}", va="center", size=8)
-    low = min(0.0, *(point.y for point in points)) if points else 0.0
-    axes.set_xlim(1.05 * low, 1.25 * reach)
+    axes.set_xlim(low if low == 0 else low - 0.06 * reach, high + 0.28 * reach)
 
 
 def _apart(places: Sequence[float], ratio: float = 1.12) -> list[float]:
