@@ -106,3 +106,12 @@ def test_all_that_is_drawn_is_inside_and_close_numbers_are_points():
     rate, nll = figure.axes
     assert rate.get_xlim()[0] == 0 and rate.get_xlim()[1] > 11.7 and len(rate.patches) == 3
     assert not nll.patches and 60 < nll.get_xlim()[0] < 79.5 and nll.get_xlim()[1] > 84.9
+
+
+def test_names_of_neighbours_do_not_cover_each_other():
+    near = [Point("PixelCNN", 76.85, 8.43), Point("PixelRNN (row LSTM)", 76.99, 9.81), Point("far", 69.3, 27.8)]
+    figure = rate_distortion(near)
+    rendered(figure)
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text() in {p.name for p in near}]
+    assert len(boxes) == 3
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

@@ -138,7 +138,8 @@ def test_trains_and_evaluates_from_the_command_line(tmp_path, monkeypatch, capsy
     assert "dying" not in log
     (row,) = csv.DictReader((tmp_path / "outputs/pixels/logs/metrics.csv").open())
     assert float(row["validation/rate"]) == 0
-    assert main(["eval", "--run", "outputs/pixels", "--nll_samples", "3", "--nll_images", "20"]) == 0
+    words = ["--only", "bound", "nll", "--nll_samples", "3", "--nll_images", "20"]
+    assert main(["eval", "--run", "outputs/pixels", *words]) == 0
     result = json.loads((tmp_path / "outputs/pixels/reports/evaluation.json").read_text())
     assert result["rate"] == 0
     assert result["negative_elbo"] == pytest.approx(-float(row["validation/elbo"]), abs=3)

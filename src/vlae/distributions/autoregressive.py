@@ -14,6 +14,7 @@ from vlae.distributions.noise import Generators, rand
 from vlae.distributions.scan import Pixels, Visit, greedy
 from vlae.errors import VlaeError
 from vlae.nn.cached import FullForward, evaluator
+from vlae.nn.one_image import on_one_image
 from vlae.nn.receptive import ReceptiveField
 from vlae.nn.wavefront import Schedule
 
@@ -49,8 +50,14 @@ class Autoregressive(Distribution):
         return self.likelihood(parameters, self.temperature)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x|z) in nats per image, [B]."""
-        return self.conditionals(x).log_prob(x).flatten(1).sum(1)
+        """log p(x|z) in nats per image, [B]; x may be one image for all z, [1, C, H, W], which takes less time."""
+        pixels = self.conditionals(x) if len(x) == len(self.context) else self._conditionals_of_one(x)
+        return pixels.log_prob(x.expand(*self.batch_shape, *self.event_shape)).flatten(1).sum(1)
+
+    def _conditionals_of_one(self, x: Tensor) -> Pixelwise:
+        """As `conditionals`, of one image x [1, C, H, W] under all z: [B, C, H, W]."""
+        parameters = on_one_image(self.network, x)(self.context).movedim(2, -1).to(x.dtype)
+        return self.likelihood(parameters, self.temperature)
 
     def schedule(self, method: str = "wavefront") -> Schedule:
         """The order of a scan: "wavefront", as many pixels at once as the receptive field allows, or "raster"."""

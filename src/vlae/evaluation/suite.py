@@ -432,11 +432,11 @@ class _Suite:
         if self.test.training:
             found.skipped["probes"] = f"the images measured are of the {self.test.split} split, which probes learn from"
             return
-        self.progress("probes", 0, 1)
         train = self.train.subset(min(self.settings.train_images, len(self.train)))
         if train.labels is None and train.factors is None:
             found.skipped["probes"] = f"{train.name} has neither labels nor factors to predict"
             return
+        self.progress("probes", 0, 1)
         result = probe(self.model, train, self.test)
         for name, value in {"linear_probe": result.linear, "knn": result.knn}.items():
             if value is not None:

@@ -217,18 +217,36 @@ def _equal_sums(axes: Axes) -> None:
 
 
 def _name_points(axes: Axes, points: Sequence[Point]) -> None:
-    """Writes the names right of the points, left of those in the right third."""
-    left, right = axes.get_xlim()
-    for point in points:
-        near_edge = point.x > left + 0.7 * (right - left)
-        axes.annotate(
-            point.name,
-            (point.x, point.y),
-            textcoords="offset points",
-            xytext=(-8 if near_edge else 8, 4),
-            ha="right" if near_edge else "left",
-            size=8,
-        )
+    """Writes each name beside its point, at the corner where it covers the least of the other names and points."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    # A letter and a line of 8 points in units of the axes, whose sides are about 5.6 and 4.4 inches.
+    letter, line = (right - left) * 0.062 / 5.6, (high - low) * 0.14 / 4.4
+    taken = [(p.x - letter, p.y - line / 2, p.x + letter, p.y + line / 2) for p in points]
+    for i, point in enumerate(points):
+        width, corners = letter * len(point.name), []
+        for side, up in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
+            x = point.x + side * 1.5 * letter - (width if side < 0 else 0)
+            y = point.y + (0.1 if up > 0 else -1.1) * line
+            box = (x, y, x + width, y + line)
+            others = taken[:i] + taken[i + 1 :]
+            outside = max(0.0, left - box[0]) + max(0.0, box[2] - right)
+            corners.append(
+                (sum(_overlap(box, other) for other in others) + outside * line, len(corners), box, side, up)
+            )
+        _, _, box, side, up = min(corners)
+        taken.append(box)
+        ends: dict[str, Any] = {"ha": "left" if side > 0 else "right", "va": "bottom" if up > 0 else "top"}
+        axes.annotate(point.name, (point.x, point.y), textcoords="offset points", xytext=(8 * side, up), size=8, **ends)
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    """The area that two boxes (left, low, right, high) share.
+
+    Example:
+        >>> _overlap((0, 0, 2, 2), (1, 1, 4, 4)), _overlap((0, 0, 1, 1), (2, 0, 3, 1))
+        (1, 0)
+    """
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def _span(points: Sequence[Point]) -> tuple[float, float]:

@@ -21,6 +21,8 @@ from vlae.models.encoders import ImageShape
 from vlae.models.latents import Latents, each, some
 from vlae.models.saving import Savable
 
+MANY = 32  # samples of an image that are worth computing what depends on it alone by itself
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -128,7 +130,8 @@ class LatentVariableModel(Savable):
         """log w_k = log p(x|z_k) + log p(z_k) - log q(z_k|x), z_k ~ q(z|x), in chunks [k, B] that add up to `samples`.
 
         With gradients through the samples. The encoder runs once; about `chunk` images are decoded at a time (None:
-        all). The noise is drawn at once, so that the weights do not depend on the chunk.
+        all). The noise is drawn at once, so that the weights do not depend on the chunk. Without gradients many samples
+        under an autoregressive decoder go image by image, and come in one chunk.
         """
         if samples < 1:
             raise VlaeError(f"samples must be at least 1; got {samples}")
@@ -137,6 +140,9 @@ class LatentVariableModel(Savable):
         q, prior = self.encode(x, **given(context)), self.prior(**given(context))
         z = q.rsample((samples,), generator)
         log_q = q.log_prob(z)  # of all samples at once: a posterior need not invert what it has just drawn
+        if self.autoregressive and samples >= MANY and len(x) and not torch.is_grad_enabled():
+            yield self._log_joint(x, z, prior, context, chunk or samples) - log_q
+            return
         size = samples if chunk is None else max(1, chunk // max(1, len(x)))
         for start in range(0, samples, size):
             stop = min(start + size, samples)
@@ -145,6 +151,24 @@ class LatentVariableModel(Savable):
             decoded = self.decode(each(lambda t: t.flatten(0, 1), part), **told)
             log_p = decoded.log_prob(x.repeat(stop - start, 1, 1, 1)).unflatten(0, (stop - start, len(x)))
             yield log_p + prior.log_prob(part) - log_q[start:stop]
+
+    def log_prob_of_one(self, x: Tensor, z: Any, context: Tensor | None = None) -> Tensor:
+        """log p(x|z_k) of one image x [1, C, H, W] under many z, K of them, nats, [K]; context of as many."""
+        return self.decode(z, **given(context)).log_prob(x)
+
+    def _log_joint(self, x: Tensor, z: Tensor, prior: Any, context: Tensor | None, chunk: int) -> Tensor:
+        """log p(x|z_k) + log p(z_k) for images x [B, C, H, W] and z [K, B, *latent_shape], nats, [K, B].
+
+        Image by image: what depends on the image alone is computed once for up to `chunk` z.
+        """
+        columns = []
+        for index in range(len(x)):
+            parts = []
+            for part in z[:, index].split(chunk):
+                told = None if context is None else context[[index]].expand(len(part), *context.shape[1:])
+                parts.append(self.log_prob_of_one(x[[index]], part, told) + prior.log_prob(part))
+            columns.append(torch.cat(parts))
+        return torch.stack(columns, dim=1)
 
     def log_weights(
         self,

@@ -360,6 +360,11 @@ class VLAE(SingleLevelModel):
         maps = self.decoder(self.latents_with_context(z, context))
         return Autoregressive(self.decoder.pixels, self.likelihood, maps, self.image_shape, temperature)
 
+    def log_prob_of_one(self, x: Tensor, z: Any, context: Tensor | None = None) -> Tensor:
+        """log p(x|z_k) of one image x [1, C, H, W] under many z [K, *latent_shape], nats, [K]."""
+        maps = self.decoder.evaluate(self.latents_with_context(z, context))
+        return Autoregressive(self.decoder.pixels, self.likelihood, maps, self.image_shape).log_prob(x)
+
     def networks(self) -> list[nn.Module]:
         """Encoder, the maps that z is decoded to, and the PixelCNN."""
         return [self.encoder, self.decoder.features, self.decoder.pixels]

@@ -47,13 +47,17 @@ class CausalConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, (kernel.rows, kernel.columns), padding=(kernel.up, kernel.left))
         self.kernel = kernel
 
+    @property
+    def rectangle(self) -> Tensor:
+        """The weight as a rectangle, [out, in, rows, columns]: if slanted, the row a above starts a columns later."""
+        if not self.kernel.slanted:
+            return self.weight
+        up = self.kernel.up
+        return torch.stack([F.pad(row, (up - u, u)) for u, row in enumerate(self.weight.unbind(2))], dim=2)
+
     def forward(self, input: Tensor) -> Tensor:
         """Rows below and columns to the right are cut off: what they would compute is not causal."""
-        weight, up = self.weight, self.kernel.up
-        if self.kernel.slanted:  # as a rectangle: the row a above starts a columns further right
-            rows = [F.pad(row, (up - u, u)) for u, row in enumerate(weight.unbind(2))]
-            weight = torch.stack(rows, dim=2)
-        output = F.conv2d(input, weight, self.bias, padding=self.padding)
+        output = F.conv2d(input, self.rectangle, self.bias, padding=self.padding)
         return output[:, :, : input.shape[-2], : input.shape[-1]]
 
 
