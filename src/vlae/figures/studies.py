@@ -223,7 +223,8 @@ def _name_points(axes: Axes, points: Sequence[Point]) -> None:
     letter, line = (right - left) * 0.062 / 5.6, (high - low) * 0.14 / 4.4
     taken = [(p.x - letter, p.y - line / 2, p.x + letter, p.y + line / 2) for p in points]
     for i, point in enumerate(points):
-        width, corners = letter * len(point.name), []
+        width = letter * len(point.name)
+        corners: list[tuple[float, int, tuple[float, float, float, float], int, int]] = []
         for side, up in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
             x = point.x + side * 1.5 * letter - (width if side < 0 else 0)
             y = point.y + (0.1 if up > 0 else -1.1) * line
