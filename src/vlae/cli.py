@@ -281,7 +281,10 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--nll_samples", type=list[int], default=[1, 10, 100], help="K, one or several; 0: no NLL")
     parser.add_argument("--nll_images", type=int, default=500, help="NLL on the first so many images; 0: all")
     parser.add_argument(
-        "--information_images", type=int | None, default=None, help="mutual information among so many; else 2000"
+        "--information_images",
+        type=int | None,
+        default=None,
+        help="mutual information among so many; else 2000, of an IAF posterior 300",
     )
     parser.add_argument("--quality_images", type=int, default=1000, help="reconstructions, and as many samples")
     parser.add_argument("--train_images", type=int, default=5000, help="training images that probes learn from")
@@ -295,6 +298,7 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--pixelcnn", type=str | None, default=None, help="for the criteria: a model without a code")
     parser.add_argument("--vae", type=str | None, default=None, help="for the criteria: a VAE of MLPs")
     parser.add_argument("--strict", type=bool, default=False, help="exit 1 where a criterion is not met")
+    parser.add_argument("--output", type=str | None, default=None, help="where the reports go; else the run's reports/")
     flags = ["--check", "--double", "--criteria", "--standard", "--strict"]
     settings = take_target(parse(parser, words, flags=flags, lists=["--only", "--nll_samples"]))
     from vlae.evaluation import report
@@ -313,12 +317,16 @@ def evaluate(words: list[str]) -> int:
         if settings[name] and not settings.criteria:
             raise VlaeError(f"--{name} is for the criteria of success: add --criteria")
     model, directory = choose_model(settings)
+    others = [name for name in ("name", "binarize", "options", "limit") if settings.data.get(name)]
+    others += ["split"] if settings.data.split != "test" else []
+    if settings.check and others:
+        raise VlaeError(f"the expected numbers are of the model's own whole test set: leave out --data.{others[0]}")
     data, test = data_settings(settings, model), choose_data(settings, model)
     references = load_references(test, settings.pixelcnn, settings.vae) if settings.criteria else None
     return report.run(
         model,
         test,
-        directory / "reports",
+        Path(settings.output or directory / "reports"),
         wanted,
         training=lambda: data.load("train"),
         judging=lambda train: judge_of(data.name, train, test, data.root, data.options),

@@ -13,7 +13,7 @@ from vlae.evaluation.classifier import Classifier
 from vlae.evaluation.criteria import Criterion, References, load_references
 from vlae.evaluation.information import BITS
 from vlae.evaluation.suite import Settings, measure
-from vlae.objectives import ELBO, IWAE, Capacity, LatentNoise, Linear, SoftFreeBits, WithTerms
+from vlae.objectives import ELBO, GECO, IWAE, Capacity, InfoVAE, LatentNoise, Linear, SoftFreeBits, WithTerms
 
 NOBODY = References(None, None, {"pixelcnn": "give --pixelcnn", "vae": "give --vae"})
 
@@ -242,7 +242,8 @@ def test_other_pixels_are_noticed(monkeypatch):
         (1005.0, 1000.0, 10_000, True),
         (1005.1, 1000.0, 10_000, False),
         (994.0, 1000.0, 10_000, False),  # not the size that the bound says
-        (1004.0, 1000.0, 10, True),
+        (1004.0, 1000.0, 10, None),
+        (990.0, 1000.0, 50, None),
         (1040.0, 1000.0, 10, None),  # so few images prove nothing
         (None, 1000.0, 10, None),
     ],
@@ -289,6 +290,7 @@ def test_references_are_of_the_same_images(tmp_path, monkeypatch):
 
 
 def test_all_are_checked_and_said(monkeypatch):
+    monkeypatch.setattr(criteria, "ENOUGH", 1)
     monkeypatch.setattr(criteria, "SPEED_BATCH", 4)
     test, train = images(6), images(20, split="train")
     model = vlae.VLAE((1, 8, 8), latent_dim=3, decoder_layers=1, channels=4, encoder_widths=[4], flow_steps=0)
@@ -309,7 +311,8 @@ def test_all_are_checked_and_said(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["PixelCNN", "DenoisingAutoencoder", "VAE"])
-def test_models_of_which_some_can_not_be_asked(kind):
+def test_models_of_which_some_can_not_be_asked(kind, monkeypatch):
+    monkeypatch.setattr(criteria, "ENOUGH", 1)
     options = {"decoder_layers": 1, "channels": 4} if kind == "PixelCNN" else {"latent_dim": 2, "architecture": "mlp"}
     model, test = getattr(models, kind)((1, 8, 8), **options), images(4)
     settings = Settings(quality_images=4, nll_samples=(2,))
@@ -320,3 +323,18 @@ def test_models_of_which_some_can_not_be_asked(kind):
         assert checks["rate"].met is None
     assert (checks["used"].met is None) == (kind == "PixelCNN")
     assert (checks["speed"].met is None) == (kind != "PixelCNN")
+
+
+def test_a_few_images_decide_nothing():
+    met = Criterion("used", "z is used", True, "83 nats")
+    assert criteria.enough(met, 500) == met
+    few = criteria.enough(met, 8)
+    assert few.met is None and "of 8, too few" in few.evidence and "83 nats" in few.evidence
+    undecided = Criterion("used", "z is used", None, "no code")
+    assert criteria.enough(undecided, 8) == undecided
+
+
+@pytest.mark.parametrize("objective", [ELBO(beta=0.1), ELBO(beta=Linear(start=0.0, end=0.5)), InfoVAE(), GECO(50.0)])
+def test_a_rate_that_is_cheaper_than_the_bound_makes_it_is_not_free_of_floors(objective):
+    assert objective.floor(1.0) is None
+    assert ELBO(beta=4.0).floor(1.0) == 0.0

@@ -12,7 +12,7 @@ from rich.console import Console
 import vlae
 from vlae import VlaeError, models
 from vlae.data import ImageDataset
-from vlae.evaluation import report
+from vlae.evaluation import criteria, report
 from vlae.evaluation.classifier import Classifier
 from vlae.evaluation.criteria import References, settled
 from vlae.evaluation.information import BITS
@@ -214,7 +214,8 @@ def test_helpers_are_made_only_where_they_are_needed(images):
     assert report.helpers(Settings(), training, lambda train: (None, "why not"))[2] == ["why not"]
 
 
-def test_criteria_are_measured_for_printed_and_fail_only_when_strict(tiny_vlae, images, tmp_path, capsys):
+def test_criteria_are_measured_for_printed_and_fail_only_when_strict(tiny_vlae, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(criteria, "ENOUGH", 1)
     model, test, nobody = tiny_vlae(), images(8), References(None, None, {"pixelcnn": "none", "vae": "none"})
     settings = Settings(only=("knn",), **SMALL)
     assert report.run(model, test, tmp_path, settings, references=nobody) == 0

@@ -543,3 +543,41 @@ def test_a_job_that_is_cleared_asks_for_nothing_more(done, tmp_path):
     cleared = job.cleared()
     assert not cleared.anew and not job.directory.exists()
     assert replace(job, anew=False) == cleared
+
+
+def test_a_budget_whose_name_means_something_else_now_is_refused(tmp_path):
+    first = write(tmp_path, budgets={"minutes": 100})
+    plan = engine.make_plan([], first, tmp_path, "minutes", Spread())
+    plan.write(tmp_path / "plan.json")
+    assert engine.make_plan([], first, tmp_path, None, Spread()) == plan
+    other = write(tmp_path, budgets={"minutes": 400})
+    with pytest.raises(VlaeError, match="it was 100 images, and it is 400 now"):
+        engine.make_plan([], other, tmp_path, None, Spread())
+    assert engine.make_plan([], other, tmp_path, None, Spread(), overwrite=True).images == 400
+
+
+def test_a_plot_that_cannot_be_drawn_leaves_the_table(tmp_path, capsys):
+    made = write(tmp_path, plots=[{"kind": "line", "x": "layers", "y": ["rate"], "log_x": True}])
+    results = {
+        cell.name: {
+            "values": {"rate": 3.0},
+            "errors": {},
+            "notes": [],
+            "skipped": {},
+            "data": "digits",
+            "seed": 1,
+            "machine": "m",
+            "versions": "v",
+        }
+        for cell in made.cells
+    }
+    tables.write(made, results, tmp_path, tables.About("256 images", "vlae experiment layers"))
+    assert "line.png is left out" in capsys.readouterr().out  # one cell is at 0
+    assert (tmp_path / "table.md").is_file() and (tmp_path / "results.json").is_file()
+    assert not (tmp_path / "line.png").exists()
+
+
+def test_what_is_measured_is_not_taken_from_what_the_study_says(tmp_path):
+    cell = write(tmp_path).cells[0]
+    assert tables.value(replace(cell, x={"nll": 3.0, "layers": 0.0}), {"values": {}}, "nll") is None
+    assert tables.value(replace(cell, x={"nll": 3.0, "layers": 7.0}), {"values": {}}, "layers") == 7.0

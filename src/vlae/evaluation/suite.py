@@ -374,7 +374,7 @@ class _Suite:
             f"the judge is a small classifier trained on {self.test.name}, {judge.test_accuracy:.1%} right on its "
             "test; its Frechet distance is no FID, and like its Inception Score it is of "
             f"{len(x):,} test images and {self.settings.quality_images:,} samples: compare at equal numbers only. "
-            "Data: as many training images in the samples' place"
+            f"Data: {len(kinds.get('data_', ())):,} training images, which it has learned from, in the samples' place"
         )
 
     @property

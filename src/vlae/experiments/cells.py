@@ -430,7 +430,7 @@ def _trial_training(trial: Job, load: Load) -> tuple[float, float]:
     batch = min(load.batch, load.available)
     images = min(CALIBRATION_STEPS * batch, load.available) // batch * batch
     config = json.loads(json.dumps(trial.config))
-    config["data"] = {**config["data"], "limit": images, "validation_limit": 2}
+    config["data"] = {**(config.get("data") or {}), "limit": images, "validation_limit": 2}
     config["trainer"] = {**config.get("trainer", {}), "max_epochs": 2, "early_stopping": 0}
     path = trial.folder / f"{trial.cell.slug}.yaml"
     write_text(path, yaml.safe_dump(config, sort_keys=False))

@@ -292,7 +292,15 @@ def make_plan(
     """The plan of the budget: the one that is there, where it is of the same budget, else a new one."""
     kept = None if overwrite and budget else Plan.read(output / "plan.json")
     if kept is not None and budget in (None, kept.budget):
-        return kept
+        now = kept.images if kept.seconds is not None else chosen(study.budgets, kept.budget)
+        if now == kept.images:
+            return kept
+        if not overwrite:
+            raise VlaeError(
+                f"{output} holds cells of the budget {kept.budget} when it was {kept.images} images, and it is {now} "
+                "now: do all again with --overwrite, or choose another --output"
+            )
+        budget, kept = kept.budget, None
     if kept is not None and any(job.load is not None and job.directory.exists() for job in jobs):
         raise VlaeError(
             f"{output} holds cells of the budget {kept.budget}, and this is {budget}: do all again with --overwrite, "

@@ -18,8 +18,9 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from vlae.errors import VlaeError
 from vlae.evaluation.metrics import METRICS
-from vlae.experiments.columns import column
+from vlae.experiments.columns import STUDY, column
 from vlae.experiments.study import Cell, Study, slug
 from vlae.figures import save
 from vlae.figures.sheets import sheet
@@ -47,10 +48,10 @@ class About:
 def write(study: Study, results: Results, output: Path, about: About) -> None:
     """Writes table, JSON and plots to `output`, and prints the table."""
     notes = footnotes(study, results, about)
-    pictures = _plots(study, results, output)
-    write_text(output / "table.md", as_markdown(study, results, notes, list(pictures)))
     write_text(output / "table.csv", as_csv(study, results))
     write_text(output / "results.json", as_json(study, results, about))
+    pictures = _plots(study, results, output)
+    write_text(output / "table.md", as_markdown(study, results, notes, list(pictures)))
     console = Console()
     table = as_table(study, results)
     if Measurement.get(console, console.options.update(width=10_000), table).maximum > console.width:
@@ -64,7 +65,8 @@ def write(study: Study, results: Results, output: Path, about: About) -> None:
 def value(cell: Cell, result: Mapping[str, Any] | None, name: str) -> float | None:
     """A cell's number by its column: measured, else one that the study gives."""
     found = None if result is None else result["values"].get(name)
-    return cell.x.get(name) if found is None else found
+    known = name in METRICS or name in STUDY  # what is measured is never taken from what the study says
+    return cell.x.get(name) if found is None and not known else found
 
 
 def error(result: Mapping[str, Any] | None, name: str) -> float | None:
@@ -214,10 +216,13 @@ def _plots(study: Study, results: Results, output: Path) -> dict[str, Path]:
     """Draws the plots of which there is anything to draw; file names and paths."""
     made: dict[str, Path] = {}
     for plot in study.plots:
-        figure = draw(study, results, plot, output)
         name = file_name(study, plot)
+        try:
+            figure, why = draw(study, results, plot, output), "no cell has its numbers"
+        except VlaeError as error:  # a plot is not worth the table
+            figure, why = None, str(error)
         if figure is None:
-            print(f"{name} is left out: no cell has its numbers")
+            print(f"{name} is left out: {why}")
             continue
         save(figure, output / name)
         made[name] = output / name

@@ -85,13 +85,13 @@ class ELBO(Objective):
 
     def forward(self, bound: Bound, progress: float) -> Tensor:
         """The loss at this progress."""
-        floor = self.floor(progress)
+        floor = self.free_nats(progress)
         rate = self.groups(bound).mean(0).clamp(min=floor).sum() if floor else bound.rate.mean()
         return bound.distortion.mean() + self.beta(progress) * rate
 
-    def floor(self, progress: float) -> float:
-        """The floor of each group, nats."""
-        return self.free_nats(progress)
+    def floor(self, progress: float) -> float | None:
+        """The floor of each group, nats; None where a beta under 1 makes the rate cheaper than the bound does."""
+        return None if self.beta(progress) < 1 else self.free_nats(progress)
 
     def groups(self, bound: Bound) -> Tensor:
         """The rate of each group in nats, [B, groups]."""

@@ -83,6 +83,9 @@ class InfoVAE(Objective):
             raise VlaeError(f"bandwidth must be positive, or None for the square root of z's size; got {bandwidth}")
         self.alpha, self.lambda_, self.kernel, self.bandwidth = alpha, lambda_, kernel, bandwidth
 
+    def floor(self, progress: float) -> None:
+        """None: the rate is not what the bound alone asks for."""
+
     def compute(
         self, model: LatentVariableModel, x: Tensor, progress: float, context: Tensor | None = None
     ) -> tuple[Tensor, Bound]:
