@@ -30,6 +30,7 @@ from training import table
 
 import vlae.codec
 from vlae import VlaeError, cli
+from vlae.cli import choices
 from vlae.codec.ans import Coder
 from vlae.codec.bitsback import WIDTH, BitsBack, Bool, Levels, ModelCoder
 from vlae.codec.coding import IMAGES_PER_BLOCK, to_levels
@@ -56,13 +57,13 @@ def choose_model(name: str) -> LatentVariableModel:
     """A pretrained model by its name, a saved model by its directory, or that of a run."""
     is_run = (Path(name) / "config.yaml").is_file()
     settings = Namespace(model=None if is_run else name, run=name if is_run else None, config=None)
-    return cli.choose_model(settings)[0]
+    return choices.choose_model(settings)[0]
 
 
 def held_out(model: LatentVariableModel, count: int | None) -> ImageDataset:
     """The first `count` test images of the data that the model was trained on; all of them if there are fewer."""
     asked = Namespace(name=None, root=None, binarize=None, split="test", options={}, limit=None)
-    dataset = cli.choose_data(Namespace(data=asked), model)
+    dataset = choices.choose_data(Namespace(data=asked), model)
     return dataset.subset(min(count or len(dataset), len(dataset)))
 
 

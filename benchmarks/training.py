@@ -26,6 +26,7 @@ from torch import Tensor
 
 import vlae.data
 from vlae import VLAE, VlaeError, cli
+from vlae.training import configuration
 from vlae.training.speed import best_precision, can_compile, compile_networks, machine
 
 WARM_UP_STEPS = 3
@@ -36,15 +37,15 @@ class Setup:
     """What is trained: model, objective, optimiser, batch size and trainer settings of a configuration, and images."""
 
     def __init__(self, config: str, device: torch.device):
-        parser = cli.train_parser()
-        settings = cli.parse(parser, [f"--config={cli.find_config(config)}"])
+        parser = configuration.train_parser()
+        settings = configuration.parse(parser, [f"--config={configuration.find_config(config)}"])
         model = settings.pop("model")
         made = parser.instantiate(settings)
         self.objective, self.optimizer, self.trainer = made.objective, made.optimizer, made.trainer
         self.batch_size, self.device = made.data.batch_size, device
         self.images = self.load(made.data)
         torch.manual_seed(made.seed)
-        self.model: VLAE = cli.build_model(model, self.images.image_shape)  # type: ignore[assignment]
+        self.model: VLAE = configuration.build_model(model, self.images.image_shape)  # type: ignore[assignment]
 
     def load(self, data: Any) -> vlae.data.ImageDataset:
         """The configuration's training images, or noise of MNIST's shape where they can't be had."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from vlae.cli import build_model, train_parser
+from vlae.training.configuration import build_model, train_parser
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import family

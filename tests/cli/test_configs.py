@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vlae.cli import build_model, find_config, train_parser
 from vlae.nn import MaskedConv2d, PlainPixelCNN
+from vlae.training.configuration import build_model, find_config, train_parser
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "dsprites": (1, 64, 64), "sprites": (3, 32, 32)}

@@ -8,9 +8,9 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from vlae import VlaeError
-from vlae.cli import main, parse
+from vlae.cli import main
 from vlae.evaluation import classifier
-from vlae.training.configuration import gather
+from vlae.training.configuration import gather, parse
 
 MODEL = """
 model:

@@ -6,10 +6,10 @@ import yaml
 
 import vlae
 from vlae import VlaeError
-from vlae.cli import parse, train_parser
 from vlae.data import ImageDataset, load
 from vlae.experiments import dae
 from vlae.models.saving import build
+from vlae.training.configuration import parse, train_parser
 from vlae.training.run import DataSettings
 
 TINY = {"latent_dim": 3, "architecture": "mlp", "widths": [6]}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import vlae
-from vlae import VlaeError, cli
+from vlae import VlaeError
 from vlae.objectives import (
     ELBO,
     GECO,
@@ -17,7 +17,7 @@ from vlae.objectives import (
     SoftFreeBits,
     WithTerms,
 )
-from vlae.training import run
+from vlae.training import configuration, run
 from vlae.training.callbacks import collapse_warning
 from vlae.training.task import OptimizerSettings, Task
 
@@ -137,9 +137,11 @@ def test_advice_for_discrete_codes_is_about_the_codebook():
 )
 def test_advice_under_terms_is_taken_by_the_command_line(inner):
     noise = ["--objective", "WithTerms", "--objective.terms", "[{class_path: vlae.objectives.LatentNoise}]", *inner]
-    objective = cli.train_parser().instantiate(cli.parse(cli.train_parser(), noise)).objective
+    objective = (
+        configuration.train_parser().instantiate(configuration.parse(configuration.train_parser(), noise)).objective
+    )
     model = vlae.VAE(SHAPE, latent_dim=2, architecture="mlp")
     advice = collapse_warning(0.1, Task(model, objective, OptimizerSettings()))
     words = advice.split("free bits (")[1].split(")")[0].split()
-    taken = cli.parse(cli.train_parser(), [*noise, *words]).objective.init_args.objective.init_args
+    taken = configuration.parse(configuration.train_parser(), [*noise, *words]).objective.init_args.objective.init_args
     assert taken.free_nats == 8

@@ -26,7 +26,7 @@ from vlae.objectives import (
     SoftFreeBits,
     WithTerms,
 )
-from vlae.training import run
+from vlae.training import configuration, run
 from vlae.training.task import OptimizerSettings
 
 OBJECTIVES = {
@@ -103,7 +103,7 @@ def test_a_yaml_with_terms_trains(tmp_path, monkeypatch):
     Path("terms.yaml").write_text(YAML)
     assert cli.main(["train", "--config", "terms.yaml"]) == 0
     assert load("outputs/terms/model").sample(2).shape == (2, 1, 8, 8)
-    objective = cli.train_parser().parse_args(["--config", "terms.yaml"]).objective
+    objective = configuration.train_parser().parse_args(["--config", "terms.yaml"]).objective
     assert len(objective.init_args.terms) == 4
 
 
@@ -120,7 +120,7 @@ def test_a_yaml_with_terms_trains(tmp_path, monkeypatch):
 def test_every_objective_can_be_written_in_yaml(snippet, tmp_path):
     path = tmp_path / "one.yaml"
     path.write_text(f"objective: {snippet}\n")
-    parser = cli.train_parser()
+    parser = configuration.train_parser()
     settings = parser.parse_args(["--config", str(path)])
     settings.pop("model", None)
     made = parser.instantiate(settings).objective

@@ -1,0 +1,129 @@
+"""What commands have in common: which model, which data, which context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlae.errors import VlaeError
+from vlae.training.configuration import find_config
+
+
+def parser_for(name: str) -> Any:
+    """An empty parser for the command of this name."""
+    from jsonargparse import ArgumentParser
+
+    from vlae.cli import COMMANDS
+
+    return ArgumentParser(prog=f"vlae {name}", description=COMMANDS[name][1], exit_on_error=False, allow_abbrev=False)
+
+
+def add_choice(parser: Any) -> None:
+    """Which model: `choose_model` reads it."""
+    parser.add_argument("--model", type=str | None, default=None, help="pretrained name, or directory of a saved model")
+    parser.add_argument("--run", type=str | None, default=None, help="run directory")
+    parser.add_argument("--config", type=str | None, default=None, help="the run of this configuration")
+
+
+def add_data(parser: Any) -> None:
+    """Which images: `choose_data` reads it."""
+    group = "the model's own data are the default"
+    parser.add_argument("--data.name", type=str | None, default=None, help=f"data set; {group}")
+    parser.add_argument("--data.root", type=str | None, default=None, help="where its files are")
+    parser.add_argument("--data.binarize", type=str | None, default=None, help="static, dynamic or threshold")
+    parser.add_argument("--data.split", type=str, default="test", help="test, validation or train")
+    parser.add_argument("--data.options", type=dict, default={}, help="further options of the data set")
+    parser.add_argument("--data.limit", type=int | None, default=None, help="the first so many images only")
+
+
+def add_target(parser: Any) -> None:
+    """A run or a model as a word: `take_target` reads it."""
+    parser.add_argument("target", type=str | None, nargs="?", help="run directory, saved model or pretrained name")
+
+
+def take_target(settings: Any) -> Any:
+    """The settings with the word that stands for a run or a model where --run or --model would be."""
+    if target := settings.target:
+        if settings.model or settings.run or settings.config:
+            raise VlaeError(f"give {target!r} or one of --model, --run and --config, not both")
+        settings["run" if (Path(target) / "config.yaml").is_file() else "model"] = target
+    return settings
+
+
+def run_of(settings: Any, directory: Path) -> Path | None:
+    """The run that a chosen model is of; a pretrained one is of none, even where a run of its name lies about."""
+    pretrained = settings.model and not Path(settings.model).exists()
+    return directory if (directory / "config.yaml").is_file() and not pretrained else None
+
+
+def choose_model(settings: Any) -> tuple[Any, Path]:
+    """The model that was asked for, else that of the newest run (saying so), and where to put what is made of it."""
+    from vlae.models.saving import load, pretrained_names
+    from vlae.training.run import export
+
+    given = [name for name in ("model", "run", "config") if settings.get(name)]
+    if len(given) > 1:
+        raise VlaeError(f"give one of --model, --run and --config, not {' and '.join('--' + name for name in given)}")
+    if settings.model:
+        if settings.model in pretrained_names() and not Path(settings.model).exists():
+            return load(settings.model), Path("outputs") / settings.model
+        path = Path(settings.model)
+        return load(path), path.parent if path.name == "model" else path
+    if settings.run or settings.config:
+        directory = Path(settings.run or Path("outputs") / find_config(settings.config).stem)
+        if not (directory / "config.yaml").is_file():
+            raise VlaeError(f"{directory} is not a run: train one with vlae train, or give --model")
+    else:
+        runs = sorted(Path("outputs").glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
+        if not runs:
+            raise VlaeError("there is no run in outputs/: train one (vlae train --config digits) or give --model NAME")
+        directory = runs[-1].parent
+        print(f"using the newest run, {directory}")
+    return load(directory / "model" if (directory / "model").is_dir() else export(directory)), directory
+
+
+def add_context(parser: Any) -> None:
+    """Labels or attributes of conditional models: `choose_context` reads it."""
+    parser.add_argument("--label", type=int | None, default=None, help="of a conditional model; not given: all in turn")
+    parser.add_argument("--attributes", type=list[float] | None, default=None, help="of a model conditional on those")
+
+
+def choose_context(settings: Any, model: Any, count: int) -> Any:
+    """The context that was asked for, one for each of `count` images; labels go round where none was asked for."""
+    import torch
+
+    given = [name for name in ("label", "attributes") if settings.get(name) is not None]
+    if model.condition is None:
+        if given:
+            raise VlaeError(f"this model is not conditional: leave out --{given[0]}")
+        return None
+    wanted = "label" if model.condition.classes else "attributes"
+    if given not in ([], [wanted]):
+        raise VlaeError(f"this model is conditional on {wanted}: give --{wanted}, not --{' and --'.join(given)}")
+    if wanted == "attributes":
+        if not given:
+            raise VlaeError(f"this model is conditional: give --attributes, {model.condition.attributes} numbers")
+        return model.check_context(torch.tensor(settings.attributes), count)
+    labels = torch.arange(count) % model.condition.classes if not given else torch.tensor(settings.label)
+    return model.check_context(labels, count)
+
+
+def data_settings(settings: Any, model: Any) -> Any:
+    """Which data were asked for, as `DataSettings`; what is not said comes from the model's own training data."""
+    from vlae.training.run import DataSettings
+
+    own, asked = model.metadata.get("data", {}), settings.data
+    name = asked.name or own.get("name")
+    if name is None:
+        raise VlaeError("this model does not say what it was trained on: give --data.name")
+    same = name == own.get("name")
+    own_root = own.get("root") if same and Path(own.get("root") or "").is_dir() else None  # perhaps another machine's
+    binarize = asked.binarize or (own.get("binarize") if same else None)
+    options = {**(own.get("options", {}) if same else {}), **asked.options}
+    return DataSettings(name, asked.root or own_root, binarize, options=options)
+
+
+def choose_data(settings: Any, model: Any) -> Any:
+    """The images that were asked for."""
+    data = data_settings(settings, model).load(settings.data.split)
+    return data if settings.data.limit is None else data.subset(settings.data.limit)

@@ -1,0 +1,112 @@
+"""`vlae eval` and `vlae doctor`: how good a model is, and what is wrong with it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from vlae.cli.choices import (
+    add_choice,
+    add_data,
+    add_target,
+    choose_data,
+    choose_model,
+    data_settings,
+    parser_for,
+    run_of,
+    take_target,
+)
+from vlae.errors import VlaeError
+from vlae.training.configuration import parse
+
+
+def evaluate(words: list[str]) -> int:
+    """Every metric that applies, on held-out images: tables, JSON, CSV and an HTML report."""
+    parser = parser_for("eval")
+    add_target(parser)
+    add_choice(parser)
+    add_data(parser)
+    parser.add_argument("--only", type=list[str], default=[], help="these groups or metrics: --only bound nll mig")
+    parser.add_argument("--standard", type=bool, default=False, help="with FID, Inception Score and LPIPS")
+    parser.add_argument("--nll_samples", type=list[int], default=[1, 10, 100], help="K, one or several; 0: no NLL")
+    parser.add_argument("--nll_images", type=int, default=500, help="NLL on the first so many images; 0: all")
+    parser.add_argument(
+        "--information_images",
+        type=int | None,
+        default=None,
+        help="mutual information among so many; else 2000, of an IAF posterior 300",
+    )
+    parser.add_argument("--quality_images", type=int, default=1000, help="reconstructions, and as many samples")
+    parser.add_argument("--train_images", type=int, default=5000, help="training images that probes learn from")
+    parser.add_argument("--batch_size", type=int, default=250, help="memory, not the result")
+    parser.add_argument("--seed", type=int, default=0, help="of all noise")
+    parser.add_argument("--double", type=bool, default=False, help="in float64")
+    parser.add_argument(
+        "--check", type=bool, default=False, help="compare with the model's expected numbers; exit 1 if off"
+    )
+    parser.add_argument("--criteria", type=bool, default=False, help="say which criteria of success are met")
+    parser.add_argument("--pixelcnn", type=str | None, default=None, help="for the criteria: a model without a code")
+    parser.add_argument("--vae", type=str | None, default=None, help="for the criteria: a VAE of MLPs")
+    parser.add_argument("--strict", type=bool, default=False, help="exit 1 where a criterion is not met")
+    parser.add_argument("--output", type=str | None, default=None, help="where the reports go; else the run's reports/")
+    flags = ["--check", "--double", "--criteria", "--standard", "--strict"]
+    settings = take_target(parse(parser, words, flags=flags, lists=["--only", "--nll_samples"]))
+    from vlae.evaluation import report
+    from vlae.evaluation.criteria import load_references
+    from vlae.evaluation.judge import judge_of
+    from vlae.evaluation.suite import Settings
+
+    names = ("information_images", "quality_images", "train_images", "batch_size", "seed", "standard")
+    wanted = Settings(
+        tuple(settings.only),
+        nll_samples=tuple(k for k in settings.nll_samples if k),
+        nll_images=settings.nll_images or None,
+        **{name: settings[name] for name in names},
+    )
+    for name in ("pixelcnn", "vae", "strict"):
+        if settings[name] and not settings.criteria:
+            raise VlaeError(f"--{name} is for the criteria of success: add --criteria")
+    model, directory = choose_model(settings)
+    others = [name for name in ("name", "binarize", "options", "limit") if settings.data.get(name)]
+    others += ["split"] if settings.data.split != "test" else []
+    if settings.check and others:
+        raise VlaeError(f"the expected numbers are of the model's own whole test set: leave out --data.{others[0]}")
+    data, test = data_settings(settings, model), choose_data(settings, model)
+    references = load_references(test, settings.pixelcnn, settings.vae) if settings.criteria else None
+    return report.run(
+        model,
+        test,
+        Path(settings.output or directory / "reports"),
+        wanted,
+        training=lambda: data.load("train"),
+        judging=lambda train: judge_of(data.name, train, test, data.root, data.options),
+        run=run_of(settings, directory),
+        double=settings.double,
+        check=settings.check,
+        references=references,
+        strict=settings.strict,
+        command=shlex.join(["vlae", "eval", *words]),
+    )
+
+
+def doctor(words: list[str]) -> int:
+    """What is wrong with a run or a model, and what to change; the findings as a table and as JSON."""
+    parser = parser_for("doctor")
+    add_target(parser)
+    add_choice(parser)
+    add_data(parser)
+    parser.add_argument("--images", type=int, default=1000, help="measure on the first so many test images")
+    parser.add_argument("--batch_size", type=int, default=250, help="memory, not the result")
+    parser.add_argument("--seed", type=int, default=0, help="of all noise")
+    parser.add_argument("--strict", type=bool, default=False, help="exit 1 where there is a problem")
+    settings = take_target(parse(parser, words, flags=["--strict"]))
+    from vlae.evaluation import doctor
+
+    model, directory = choose_model(settings)
+    return doctor.run(
+        model,
+        choose_data(settings, model),
+        directory / "reports",
+        run_of(settings, directory),
+        **{key: settings[key] for key in ("images", "batch_size", "seed", "strict")},
+    )

@@ -1,0 +1,67 @@
+"""`vlae train`."""
+
+from __future__ import annotations
+
+import time
+
+from vlae.errors import VlaeError
+from vlae.training.configuration import build_model, find_config, parse, train_parser
+
+
+def train(words: list[str]) -> int:
+    """Trains one configuration into a run directory."""
+    parser = train_parser()
+    words, config_name = resolve_config(words)
+    settings = parse(parser, words, flags=["--resume"])
+    if settings.get("model") is None:
+        raise VlaeError("no model: give --config NAME (mnist, digits, ...) or --model VLAE")
+    from jsonargparse import Namespace
+
+    from vlae.training import run
+
+    model_settings, settings_without_model = settings.pop("model"), settings
+    # What is kept says how to train the run, not how this command came upon it.
+    kept = Namespace(**{**vars(settings_without_model), "model": model_settings})
+    kept = kept.clone()
+    kept.resume = kept.run.overwrite = False
+    kept.run.name = kept.run.name or config_name
+    text = parser.dump(kept, skip_unset=False)
+    try:
+        objects = parser.instantiate(settings_without_model)
+    except TypeError as error:
+        raise VlaeError(str(error)) from None
+    import torch
+
+    data: run.DataSettings = objects.data
+    directory = run.choose_directory(objects.run, config_name or data.name, settings.resume)
+    torch.manual_seed(settings.seed)
+    model = build_model(model_settings, data.load(data.split).image_shape)
+    started = time.monotonic()
+    saved = run.train(
+        model,
+        objects.objective,
+        objects.optimizer,
+        data,
+        objects.trainer,
+        directory,
+        text,
+        seed=settings.seed,
+        resume=settings.resume,
+    )
+    minutes = (time.monotonic() - started) / 60
+    print(f"trained in {minutes:.1f} minutes; the model is {saved}, the log {directory / 'logs' / 'train.log'}")
+    print(f"next: vlae eval --run {directory}")
+    return 0
+
+
+def resolve_config(words: list[str]) -> tuple[list[str], str | None]:
+    """Replaces configuration names by their files, and returns the last one's name."""
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    resolved, name = list(words), None
+    for i, word in enumerate(words):
+        if word == "--config":
+            if i + 1 == len(words):
+                raise VlaeError("--config needs a YAML file or a configuration's name")
+            path = find_config(words[i + 1])
+            resolved[i + 1], name = str(path), path.stem
+    return resolved, name
