@@ -137,7 +137,8 @@ def test_advice_for_discrete_codes_is_about_the_codebook():
 )
 def test_advice_under_terms_is_taken_by_the_command_line(inner):
     noise = ["--objective", "WithTerms", "--objective.terms", "[{class_path: vlae.objectives.LatentNoise}]", *inner]
-    objective = (
+    parser = configuration.train_parser()
+    objective = parser.instantiate(configuration.parse(parser, noise)).objective
         configuration.train_parser().instantiate(configuration.parse(configuration.train_parser(), noise)).objective
     )
     model = vlae.VAE(SHAPE, latent_dim=2, architecture="mlp")
