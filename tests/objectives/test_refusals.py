@@ -139,8 +139,6 @@ def test_advice_under_terms_is_taken_by_the_command_line(inner):
     noise = ["--objective", "WithTerms", "--objective.terms", "[{class_path: vlae.objectives.LatentNoise}]", *inner]
     parser = configuration.train_parser()
     objective = parser.instantiate(configuration.parse(parser, noise)).objective
-        configuration.train_parser().instantiate(configuration.parse(configuration.train_parser(), noise)).objective
-    )
     model = vlae.VAE(SHAPE, latent_dim=2, architecture="mlp")
     advice = collapse_warning(0.1, Task(model, objective, OptimizerSettings()))
     words = advice.split("free bits (")[1].split(")")[0].split()
