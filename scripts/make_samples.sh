@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prior samples and reconstructions of the newest run, or of another:  make_samples.sh --run outputs/NAME
+# Prior samples and pictures of the newest run, or of another:  make_samples.sh --run outputs/NAME
 set -euo pipefail
 cd "$(dirname "$0")/.."
 vlae=.venv/bin/vlae
@@ -7,3 +7,6 @@ vlae=.venv/bin/vlae
 
 "$vlae" sample prior "$@"
 "$vlae" viz recon-grid "$@"
+# Last those that need a continuous z: where there is none, they say so.
+"$vlae" viz traverse "$@"
+"$vlae" sample interpolate "$@"

@@ -108,3 +108,17 @@ def test_many_dimensions_still_make_a_picture_of_modest_width():
     figure = rate_per_dimension(torch.rand(4096))
     assert figure.get_figwidth() <= 10
     assert len(figure.axes[0].patches) == 4096
+
+
+def test_a_measured_window_is_drawn_beside_and_differences_are_crossed():
+    declared = torch.tensor([[True, True, True], [True, False, False]])
+    measured = torch.tensor([[False] * 5, [False, True, True, False, True], [True, True, False, False, False]])
+    figure = receptive_field(declared, measured=measured)
+    first, second = figure.axes
+    own = [[0, 0, 0, 0, 0], [0, 1, 1, 1, 0], [0, 1, 2, 0, 0]]  # enlarged to the other's window
+    assert first.collections[0].get_array().tolist() == own
+    assert second.collections[0].get_array().tolist() == [[0] * 5, [0, 1, 1, 0, 1], [1, 1, 2, 0, 0]]
+    crosses = {(int(x), int(y)) for line in second.lines for x, y in line.get_xydata()}
+    assert crosses == {(1, -1), (2, -1), (-2, 0)} and not first.lines
+    assert "4 pixels" in first.get_title() and "5 pixels" in second.get_title()
+    assert not receptive_field(declared, measured=declared).axes[1].lines

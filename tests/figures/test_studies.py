@@ -115,3 +115,10 @@ def test_names_of_neighbours_do_not_cover_each_other():
     boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text() in {p.name for p in near}]
     assert len(boxes) == 3
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_one_point_in_the_rate_distortion_plane_sees_the_lines_fall():
+    axes = rate_distortion([Point("a", 70.0, 10.0)]).axes[0]
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    assert (left + right) / 2 == pytest.approx(10) and (bottom + top) / 2 == pytest.approx(70)
+    assert right - left == pytest.approx(top - bottom) and right - left == pytest.approx(16)

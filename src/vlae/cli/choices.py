@@ -56,30 +56,40 @@ def run_of(settings: Any, directory: Path) -> Path | None:
     return directory if (directory / "config.yaml").is_file() and not pretrained else None
 
 
+def check_one_choice(settings: Any) -> None:
+    """Refuses more than one of --model, --run and --config."""
+    given = [name for name in ("model", "run", "config") if settings.get(name)]
+    if len(given) > 1:
+        raise VlaeError(f"give one of --model, --run and --config, not {' and '.join('--' + name for name in given)}")
+
+
 def choose_model(settings: Any) -> tuple[Any, Path]:
     """The model that was asked for, else that of the newest run (saying so), and where to put what is made of it."""
     from vlae.models.saving import load, pretrained_names
     from vlae.training.run import export
 
-    given = [name for name in ("model", "run", "config") if settings.get(name)]
-    if len(given) > 1:
-        raise VlaeError(f"give one of --model, --run and --config, not {' and '.join('--' + name for name in given)}")
+    check_one_choice(settings)
     if settings.model:
         if settings.model in pretrained_names() and not Path(settings.model).exists():
             return load(settings.model), Path("outputs") / settings.model
         path = Path(settings.model)
         return load(path), path.parent if path.name == "model" else path
+    directory = choose_run(settings)
+    return load(directory / "model" if (directory / "model").is_dir() else export(directory)), directory
+
+
+def choose_run(settings: Any) -> Path:
+    """The run directory that was asked for by --run or --config, else the newest (saying so)."""
     if settings.run or settings.config:
         directory = Path(settings.run or Path("outputs") / find_config(settings.config).stem)
         if not (directory / "config.yaml").is_file():
             raise VlaeError(f"{directory} is not a run: train one with vlae train, or give --model")
-    else:
-        runs = sorted(Path("outputs").glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
-        if not runs:
-            raise VlaeError("there is no run in outputs/: train one (vlae train --config digits) or give --model NAME")
-        directory = runs[-1].parent
-        print(f"using the newest run, {directory}")
-    return load(directory / "model" if (directory / "model").is_dir() else export(directory)), directory
+        return directory
+    runs = sorted(Path("outputs").glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
+    if not runs:
+        raise VlaeError("there is no run in outputs/: train one (vlae train --config digits) or give --model NAME")
+    print(f"using the newest run, {runs[-1].parent}")
+    return runs[-1].parent
 
 
 def add_context(parser: Any) -> None:
@@ -127,3 +137,42 @@ def choose_data(settings: Any, model: Any) -> Any:
     """The images that were asked for."""
     data = data_settings(settings, model).load(settings.data.split)
     return data if settings.data.limit is None else data.subset(settings.data.limit)
+
+
+def choose_images(data: Any, model: Any, rows: list[int]) -> tuple[Any, Any]:
+    """The images of these numbers, [N, C, H, W] in the model's dtype, and their context where it takes one."""
+    if not rows:
+        raise VlaeError("give the number of one image or more")
+    if bad := [row for row in rows if not 0 <= row < len(data)]:
+        raise VlaeError(f"there is no image {bad[0]}: {data.name} {data.split} has images 0 to {len(data) - 1}")
+    part = data.subset(max(rows) + 1)
+    context = model.context_of(part.labels, part.factors, part.name)
+    x = part.tensor()[rows].to(next(model.parameters()).dtype)
+    return x, None if context is None else context[rows]
+
+
+def images_of_label(data: Any, label: int, count: int) -> list[int]:
+    """The numbers of the first `count` images of this label, or of all there are."""
+    if data.labels is None:
+        raise VlaeError(f"{data.name} has no labels: choose images by number")
+    rows = (data.labels == label).nonzero()[:count, 0].tolist()
+    if not rows:
+        raise VlaeError(f"{data.name} {data.split} has no image of label {label}")
+    return rows
+
+
+def add_pixels(parser: Any) -> None:
+    """How p(x|z) is shown: `drawn_pixels` reads it."""
+    parser.add_argument(
+        "--greedy", type=bool, default=False, help="the likeliest pixels of an autoregressive decoder, not drawn ones"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all noise")
+
+
+def drawn_pixels(settings: Any, model: Any) -> tuple[bool, str]:
+    """Whether pixels are drawn, and how to say in a title what is shown: factorised decoders are shown by the mean."""
+    if not model.autoregressive:
+        return False, "mean images of p(x|z)"
+    return (
+        (False, "pixels taken greedily") if settings.greedy else (True, "pixels drawn, with one noise for all images")
+    )

@@ -47,6 +47,10 @@ class CodeMapPrior(Prior):
         """The codes as numbers, [..., h, w], for code that asks every prior: they stand for no Gaussian noise."""
         return z.to(self.like.dtype)
 
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Raises: no noise stands for codes."""
+        raise VlaeError("z is a map of discrete codes, which no Gaussian noise stands for: sample() draws them")
+
     @torch.no_grad()
     def sample(
         self,

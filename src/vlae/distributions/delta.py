@@ -62,6 +62,15 @@ class AR1(Prior):
         """(z_t - alpha z_{t-1}) / scale_t, [..., D]."""
         return (z - self.alpha * previous(z)) / self.scale
 
+    @torch.no_grad()
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """z_t = alpha z_{t-1} + scale_t noise_t, [..., D]."""
+        first, *steps = (self.scale * noise).unbind(-1)
+        z = [first]
+        for step in steps:
+            z.append(self.alpha * z[-1] + step)
+        return torch.stack(z, -1)
+
     def log_prob_per_dimension(self, z: Tensor) -> Tensor:
         """log p(z_t | z_{t-1}) in nats, [..., D]; sums to `log_prob`."""
         return log_normal(self.noise_of(z)) - self.scale.log()
@@ -74,12 +83,7 @@ class AR1(Prior):
         temperature: float = 1.0,
     ) -> Tensor:
         """[*sample_shape, D]."""
-        noise = temperature * self.scale * randn(sample_shape, None, self.event_shape, generator, self.like)
-        first, *steps = noise.unbind(-1)
-        z = [first]
-        for step in steps:
-            z.append(self.alpha * z[-1] + step)
-        return torch.stack(z, -1)
+        return self.from_noise(temperature * randn(sample_shape, None, self.event_shape, generator, self.like))
 
 
 def previous(z: Tensor) -> Tensor:

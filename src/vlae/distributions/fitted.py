@@ -32,6 +32,10 @@ class FullGaussian(Prior):
         centred = (z - self.loc).unsqueeze(-1)
         return torch.linalg.solve_triangular(self.factor, centred, upper=False).squeeze(-1)
 
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """mean + factor noise, [..., D]."""
+        return self.loc + noise @ self.factor.t()
+
     def log_prob_per_dimension(self, z: Tensor) -> Tensor:
         """log p(z_i | z_<i) in nats, [..., D]; sums to `log_prob`."""
         return log_normal(self.noise_of(z)) - self.factor.diagonal().log()
@@ -43,8 +47,7 @@ class FullGaussian(Prior):
         temperature: float = 1.0,
     ) -> Tensor:
         """[*sample_shape, D]; the temperature scales the noise."""
-        noise = temperature * randn(sample_shape, None, self.event_shape, generator, self.like)
-        return self.loc + noise @ self.factor.t()
+        return self.from_noise(temperature * randn(sample_shape, None, self.event_shape, generator, self.like))
 
 
 class FittedGaussian(PriorModule):

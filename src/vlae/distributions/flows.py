@@ -43,6 +43,13 @@ class FlowPrior(Prior):
         """eps = f^-1(z), [..., D]."""
         return self._to_noise(z)[0]
 
+    @torch.no_grad()
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """z = f(eps), [..., D]: as many passes of a step as there are dimensions, of a coupling two."""
+        for step in reversed(self.steps):
+            noise = step().inv(noise)
+        return noise
+
     def log_prob_per_dimension(self, z: Tensor) -> Tensor:
         """Each dimension's log N(eps_i) + its share of the log-determinant, nats, [..., D]; sums to `log_prob`."""
         eps, share = self._to_noise(z)
@@ -56,10 +63,7 @@ class FlowPrior(Prior):
         temperature: float = 1.0,
     ) -> Tensor:
         """[*sample_shape, D]: f of noise that is scaled by the temperature."""
-        z = temperature * randn(sample_shape, None, self.event_shape, generator, self.like)
-        for step in reversed(self.steps):
-            z = step().inv(z)
-        return z
+        return self.from_noise(temperature * randn(sample_shape, None, self.event_shape, generator, self.like))
 
     def conditionals(self, z: Tensor) -> Normal:
         """p(z_i | z_<i) for all i at once, [..., D]: element i does not depend on z_i or later ones.

@@ -119,6 +119,11 @@ class LadderPrior(Hierarchy):
         with torch.no_grad():
             return self.rsample(sample_shape, generator, temperature)
 
+    @torch.no_grad()
+    def from_noise(self, noise: Tensor) -> tuple[Tensor, ...]:
+        """z of standard normal noise, all levels in one row, [..., total]: the inverse of `noise_of`."""
+        return self._from_noise(noise)
+
     def noise_of(self, z: Sequence[Tensor]) -> Tensor:
         """The standard normal noise that z stands for, all levels in one row, [..., total]."""
         pairs = zip(self.conditionals(z), z, strict=True)

@@ -16,8 +16,8 @@ from vlae.errors import VlaeError
 class Prior(Distribution):
     """A distribution over latents z with event shape `shape` and no batch. `like` gives dtype and device.
 
-    A subclass says what `log_prob_per_dimension`, `noise_of` and `sample` are; one whose z_i given z_<i has a closed
-    form also says so in `conditionals`, and can then be scanned.
+    A subclass says what `log_prob_per_dimension`, `noise_of`, `from_noise` and `sample` are; one whose z_i given z_<i
+    has a closed form also says so in `conditionals`, and can then be scanned.
     """
 
     arg_constraints: dict = {}
@@ -37,6 +37,10 @@ class Prior(Distribution):
 
     def noise_of(self, z: Tensor) -> Tensor:
         """The standard normal noise that z stands for, [..., *shape]: independent N(0, 1) where z ~ p(z)."""
+        raise NotImplementedError
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """z that standard normal noise [..., *shape] stands for: the inverse of `noise_of`, without gradients."""
         raise NotImplementedError
 
     def sample(

@@ -78,6 +78,14 @@ class MapFlow(Prior):
         """eps = f^-1(z), [..., C, H, W]."""
         return self._to_noise(z)[0]
 
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """z = f(eps), [..., C, H, W], one step after the other, each along its wavefront. No gradients."""
+        with torch.inference_mode(), self._full_precision():
+            z = noise.reshape(-1, *self.event_shape)
+            for step in reversed(self.steps):
+                z = step.turn(self._invert(step, step.turn(z)))
+        return z.view(noise.shape).clone()  # an ordinary tensor again
+
     def log_prob_per_dimension(self, z: Tensor) -> Tensor:
         """Each value's log N(eps_i) + its share of the log-determinant, nats, [..., C, H, W]; sums to `log_prob`."""
         eps, share = self._to_noise(z)
@@ -90,13 +98,7 @@ class MapFlow(Prior):
         temperature: float = 1.0,
     ) -> Tensor:
         """[*sample_shape, C, H, W]: f of noise that is scaled by the temperature. No gradients."""
-        shape = (*sample_shape, *self.event_shape)
-        with torch.inference_mode(), self._full_precision():
-            z = temperature * randn(sample_shape, None, self.event_shape, generator, self.like)
-            z = z.reshape(-1, *self.event_shape)
-            for step in reversed(self.steps):
-                z = step.turn(self._invert(step, step.turn(z)))
-        return z.view(shape).clone()  # an ordinary tensor again
+        return self.from_noise(temperature * randn(sample_shape, None, self.event_shape, generator, self.like))
 
     def _invert(self, step: MapStep, eps: Tensor) -> Tensor:
         """mean + scale * eps, values [B, C, H, W] in the network's order: each as soon as those before it are known."""

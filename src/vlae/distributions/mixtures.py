@@ -52,6 +52,20 @@ class NormalMixture(MixtureSameFamily):
         tail = torch.special.ndtri(torch.minimum(below, above).exp().clamp_min(torch.finfo(t.dtype).tiny))
         return torch.where(below < above, tail, -tail)
 
+    @torch.no_grad()
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """The values that standard normal noise stands for, [...]: the inverse of `noise_of`, and as exact.
+
+        By bisection, once for each bit, between the least and the greatest of the components' own values.
+        """
+        quantiles = self.means + self.log_scales.exp() * noise[..., None]
+        low, high = quantiles.amin(-1), quantiles.amax(-1)
+        for _ in range(8 * noise.element_size()):
+            middle = low + (high - low) / 2
+            below = self.noise_of(middle) < noise
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return low + (high - low) / 2
+
     def draw(self, uniforms: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
         """Values [...]: the component that the uniforms in [0, 1) fall in, plus its scaled and tempered noise."""
         below = self.log_weights.exp().cumsum(-1)[..., :-1]  # the last component takes the rest, whatever the rounding
@@ -81,6 +95,12 @@ class ChainOfMixtures(Prior):
     def noise_of(self, z: Tensor) -> Tensor:
         """The standard normal noise that z stands for, [..., *shape]."""
         return self.conditionals(z).noise_of(z)
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """z that standard normal noise stands for, [..., *shape], one dimension after the other."""
+        flat = noise.reshape(-1, *self.event_shape)
+        z = self.scan(lambda sites, conditional: conditional.from_noise(flat[:, sites.index]), len(flat))
+        return z.view(noise.shape)
 
     def _at(self, every: Distribution, site: slice) -> NormalMixture:
         assert isinstance(every, NormalMixture)
@@ -118,6 +138,17 @@ class GaussianMixture(ChainOfMixtures):
         before = F.pad(self._of_components(z)[..., :-1, :].cumsum(-2), (0, 0, 1, 0))
         parameters = self.log_weights + before, self.means, self.log_scales
         return NormalMixture(*(each.expand_as(before).unflatten(-2, self.event_shape) for each in parameters))
+
+    @torch.no_grad()
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """z that standard normal noise stands for, [..., *shape], one value after the other."""
+        eps = noise.flatten(-len(self.event_shape))
+        log_weights, z = self.log_weights.expand(*eps.shape[:-1], -1), []
+        for means, log_scales, one in zip(self.means, self.log_scales, eps.unbind(-1), strict=True):
+            z.append(NormalMixture(log_weights, means, log_scales).from_noise(one))
+            t = (z[-1][..., None] - means) * (-log_scales).exp()
+            log_weights = log_weights + log_normal(t) - log_scales
+        return torch.stack(z, -1).view(noise.shape)
 
     @torch.no_grad()
     def sample(

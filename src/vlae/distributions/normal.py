@@ -55,6 +55,10 @@ class StandardNormal(Prior):
         """The standard normal noise that z stands for: z itself."""
         return z
 
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """The noise itself."""
+        return noise
+
     def conditionals(self, z: Tensor) -> Normal:
         """p(z_i | z_<i) for all i at once, [..., *shape]: none depends on any other."""
         return Normal(torch.zeros_like(z), torch.ones_like(z), validate_args=False)

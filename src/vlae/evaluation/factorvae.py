@@ -39,7 +39,8 @@ def factor_vae_score(
         codes: [N, D].
         factors: classes [N, F]; those that do not vary are left out.
         seed: of all draws.
-        train_votes, test_votes: how many votes are learnt from, and how many then judged.
+        train_votes: how many votes are learnt from.
+        test_votes: how many are then judged.
         images: how many are drawn for a vote, 2 or more.
         dead: dimensions whose standard deviation is at most so much of the greatest one's are left out.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -103,6 +104,17 @@ def read_rows(path: Path) -> list[Row]:
     if any("epoch" not in row for row in rows):
         raise VlaeError(f"{path} has rows without an epoch: it is not as vlae train wrote it")
     return rows
+
+
+def curves_of(rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
+    """`(epoch, value)` pairs by name, as `figures.training_curves` draws them, of the rows of a `metrics.csv`.
+
+    Example:
+        >>> curves_of([{"epoch": 0, "train/rate": 9.0}, {"epoch": 1, "train/rate": 12.0, "validation/rate": 11.0}])
+        {'train/rate': [(0, 9.0), (1, 12.0)], 'validation/rate': [(1, 11.0)]}
+    """
+    names = dict.fromkeys(name for row in rows for name in row if name != "epoch")
+    return {name: [(row["epoch"], row[name]) for row in rows if name in row] for name in names}
 
 
 def read_warnings(path: Path) -> list[str]:

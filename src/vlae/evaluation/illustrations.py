@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlae import figures
 from vlae.errors import VlaeError
-from vlae.evaluation.history import Row
+from vlae.evaluation.history import Row, curves_of
 from vlae.evaluation.information import BITS
 from vlae.evaluation.suite import Measurements
 from vlae.figures.studies import Point, bars, lines
@@ -97,13 +97,11 @@ def illustrations(found: Measurements, curves: Sequence[Row] = ()) -> list[Illus
             )
         )
     if curves:
-        names = dict.fromkeys(name for row in curves for name in row if name != "epoch")
-        by_name = {name: [(row["epoch"], row[name]) for row in curves if name in row] for name in names}
         drawings.append(
             (
                 "Training",
                 "How the bound and its two terms moved, epoch by epoch, on training and validation images.",
-                partial(figures.training_curves, by_name),
+                partial(figures.training_curves, curves_of(curves)),
             )
         )
     result = []

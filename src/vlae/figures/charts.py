@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -66,7 +68,7 @@ def training_curves(metrics: Mapping[str, Sequence[tuple[float, float]]], title:
     return figure
 
 
-def receptive_field(mask: Tensor, slope: int | None = None) -> Figure:
+def receptive_field(mask: Tensor, slope: int | None = None, measured: Tensor | None = None) -> Figure:
     """Draw which earlier pixels a pixel of an autoregressive decoder can see.
 
     Args:
@@ -74,25 +76,62 @@ def receptive_field(mask: Tensor, slope: int | None = None) -> Figure:
             middle of the last row.
         slope: `s` of the wavefront: each cell then shows its step `j + s i`, counted from the pixel's own.
             All that is seen must come earlier, so its numbers are negative.
+        measured: another mask, of what it was found to see; drawn beside the first, with a cross in every cell where
+            the two differ.
 
     Returns:
-        A figure with one axes, in pixels from the pixel itself.
+        A figure with one axes, or two, in pixels from the pixel itself.
 
     Raises:
-        VlaeError: `mask` is not bool or its shape is wrong.
+        VlaeError: a mask is not bool or its shape is wrong.
     """
-    if mask.dtype != torch.bool or mask.ndim != 2 or mask.shape[0] == 0 or mask.shape[1] % 2 == 0:
-        raise VlaeError(f"the mask is {mask.dtype} {list(mask.shape)}, expected bool [rows, columns], columns odd")
-    seen = mask.detach().cpu().numpy()
+    masks = [mask] if measured is None else [mask, measured]
+    for each in masks:
+        if each.dtype != torch.bool or each.ndim != 2 or each.shape[0] == 0 or each.shape[1] % 2 == 0:
+            raise VlaeError(f"the mask is {each.dtype} {list(each.shape)}, expected bool [rows, columns], columns odd")
+    rows, columns = (max(each.shape[side] for each in masks) for side in (0, 1))
+    fields = [_enlarged(each, rows, columns) for each in masks]
+
+    # Cells shrink as the window grows, but never below what a number needs.
+    cell = min(0.45, max(0.15 if slope is None else 0.3, 8 / columns))
+    figure = _figure(max(4.0, cell * columns + 1) * len(fields), max(2.6, cell * rows + 1.6))
+    every = np.ravel(figure.subplots(1, len(fields)))
+    for axes, seen in zip(every, fields, strict=True):
+        _field(axes, seen, slope, cell)
+    steps = "" if slope is None else f"\nnumbers: wavefront step j + {slope} i, relative to the pixel's own"
+    names = {"seen": LIGHT, "the pixel itself": DARK, "not seen": "white"}
+    handles: list[Any] = [Patch(facecolor=colour, edgecolor="#999999", label=name) for name, colour in names.items()]
+    if measured is None:
+        every[0].set_title(f"receptive field: {int(fields[0].sum())} pixels{steps}", size=10)
+    else:
+        different = fields[0] != fields[1]
+        every[0].set_title(f"declared: {int(fields[0].sum())} pixels{steps}", size=10)
+        every[1].set_title(f"measured by gradients: {int(fields[1].sum())} pixels{steps and chr(10)}", size=10)
+        for i, j in np.argwhere(different):
+            every[1].plot(
+                j - columns // 2, i - rows + 1, marker="x", color=WARM, markersize=28 * cell, markeredgewidth=2
+            )
+        if different.any():
+            cross: dict[str, Any] = {"marker": "x", "color": WARM, "linestyle": "none", "markeredgewidth": 2}
+            handles.append(Line2D([], [], label="differs", **cross))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+    return figure
+
+
+def _enlarged(mask: Tensor, rows: int, columns: int) -> npt.NDArray[np.bool_]:
+    """The mask in a larger window, bool [rows, columns], in which the pixel itself is in the same place."""
+    seen = np.zeros((rows, columns), dtype=bool)
+    left = (columns - mask.shape[1]) // 2
+    seen[rows - mask.shape[0] :, left : left + mask.shape[1]] = mask.detach().cpu().numpy()
+    return seen
+
+
+def _field(axes: Axes, seen: npt.NDArray[np.bool_], slope: int | None, cell: float) -> None:
+    """One window, bool [rows, columns], whose cells are `cell` inches wide."""
     rows, columns = seen.shape
     above, reach = rows - 1, columns // 2
     cells = seen.astype(int)
     cells[above, reach] = 2
-
-    # Cells shrink as the window grows, but never below what a number needs.
-    cell = min(0.45, max(0.15 if slope is None else 0.3, 8 / columns))
-    figure = _figure(max(4.0, cell * columns + 1), max(2.6, cell * rows + 1.6))
-    axes = figure.add_subplot()
     edges = (np.arange(-reach, reach + 2) - 0.5, np.arange(-above, 2) - 0.5)
     colours = ListedColormap(["white", LIGHT, DARK])
     axes.pcolormesh(*edges, cells, cmap=colours, vmin=0, vmax=2, edgecolor="#bbbbbb", linewidth=0.6)
@@ -111,12 +150,6 @@ def receptive_field(mask: Tensor, slope: int | None = None) -> Figure:
     axes.spines[:].set_visible(False)
     axes.set_xlabel("columns from the pixel")
     axes.set_ylabel("rows from the pixel")
-    steps = "" if slope is None else f"\nnumbers: wavefront step j + {slope} i, relative to the pixel's own"
-    axes.set_title(f"receptive field: {int(seen.sum())} pixels{steps}", size=10)
-    names = {"seen": LIGHT, "the pixel itself": DARK, "not seen": "white"}
-    handles = [Patch(facecolor=colour, edgecolor="#999999", label=name) for name, colour in names.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    return figure
 
 
 def rate_per_dimension(bits: Tensor) -> Figure:
@@ -148,12 +181,15 @@ def rate_per_dimension(bits: Tensor) -> Figure:
         axes.set_xlabel("latent dimensions, largest rate first")
     axes.set_xlim(-0.7, number - 0.3)
     axes.set_ylabel("rate [bits per image]")
-    total = values.sum()
-    axes.set_title(
-        f"rate: {total:.2f} bits = {total * NATS_PER_BIT:.2f} nats per image in {number} dimensions", size=10
-    )
+    axes.set_title(rate_in_words(values), size=10)
     _tidy(axes)
     return figure
+
+
+def rate_in_words(bits: npt.NDArray[np.float64]) -> str:
+    """The sum of the dimensions' mean rates [D], in bits and nats."""
+    total = bits.sum()
+    return f"rate: {total:.2f} bits = {total * NATS_PER_BIT:.2f} nats per image in {len(bits)} dimensions"
 
 
 def _curves(axes: Axes, term: str, stages: Mapping[str, Sequence[tuple[float, float]]]) -> None:

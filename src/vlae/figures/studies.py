@@ -182,6 +182,10 @@ def rate_distortion(points: Sequence[Point], title: str | None = None, unit: str
         look = {**style, "linestyle": style["linestyle"] if group and len(members) > 1 else "none"}
         axes.plot([p.x for p in members], [p.y for p in members], markersize=7, label=group or None, **look)
     axes.margins(0.18)
+    if len({(p.x, p.y) for p in points}) == 1:  # as far in both directions, so that the lines are seen to fall
+        around = 0.1 * (abs(points[0].x) + abs(points[0].y)) or 1.0
+        axes.set_xlim(points[0].x - around, points[0].x + around)
+        axes.set_ylim(points[0].y - around, points[0].y + around)
     _equal_sums(axes)
     _name_points(axes, points)
     axes.set_xlabel(f"rate [{unit}]")

@@ -47,17 +47,22 @@ def prior_samples(
 
 
 @torch.no_grad()
-def decompressions(model: LatentVariableModel, x: Tensor, seed: int = 0, context: Tensor | None = None) -> Tensor:
+def decompressions(
+    model: LatentVariableModel, x: Tensor, seed: int = 0, context: Tensor | None = None, drawn: bool = True
+) -> Tensor:
     """Stochastic reconstructions x' ~ p(x|z), z ~ q(z|x) of images x [B, C, H, W]: what the code keeps, in new texture.
 
-    The paper's "lossy decompressions" (Chen et al. 2017, section 4.1). In [0, 1].
+    The paper's "lossy decompressions" (Chen et al. 2017, section 4.1). In [0, 1]. Without `drawn`, z alone is drawn and
+    decoded to its mean image, by an autoregressive decoder to the greedy one. That shows a factorised decoder best: its
+    draws differ from the mean by the noise of single pixels.
     """
     model.check(x)
     generator = torch.Generator().manual_seed(seed)
     told = given(model.check_context(context, len(x)))
     with model.evaluating():
         z = model.encode(x, **told).sample(generator=generator)
-        return model.decode(z, **told).sample(generator=generator).clamp(0, 1)
+        p = model.decode(z, **told)
+        return (p.sample(generator=generator) if drawn else p.reconstruction).clamp(0, 1)
 
 
 def save_array(images: Tensor, path: Path) -> Path:
