@@ -8,18 +8,17 @@ ARGS ?=
 PIP_ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-INSTALLED_DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train-mnist train-cifar10 eval sample viz-recon compare-dae demo experiment \
-	verify bench family test lint format clean clean-all
+.PHONY: help install install-dev train-mnist train-cifar10 eval sample interpolate viz-recon viz-traverse viz-scatter \
+	compare-dae demo explore experiment notebook verify bench family test lint format docs docs-figures clean clean-all
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## make .venv and install vlae into it (PYTHON=python3.12 to choose another)
 
-install-dev: $(INSTALLED_DEV) ## the same with the tools for tests, lint and types
+install-dev: .venv/.installed-dev ## the same with the tools for tests, lint and types
 
 # -- use ----------------------------------------------------------------------
 
@@ -35,8 +34,20 @@ eval: install ## evaluate the newest run (ARGS="--run outputs/NAME" for another)
 sample: install ## draw samples from the newest run's prior
 	$(BIN)/vlae sample prior $(ARGS)
 
+interpolate: install ## draw paths between the codes of held-out images (ARGS="--path both --pairs 3")
+	$(BIN)/vlae sample interpolate $(ARGS)
+
 viz-recon: install ## draw the newest run's reconstructions
 	$(BIN)/vlae viz recon-grid $(ARGS)
+
+viz-traverse: install ## draw what moves with single dimensions of z (ARGS="--dims 0 1 2": a picture for each)
+	$(BIN)/vlae viz traverse $(ARGS)
+
+viz-scatter: install ## draw posterior means in a plane by label (ARGS="--projection pca")
+	$(BIN)/vlae viz latent-scatter $(ARGS)
+
+explore: .venv/.installed-explore ## the explorer in a browser (ARGS="mnist-codec --port 0")
+	$(BIN)/vlae explore $(ARGS)
 
 compare-dae: install ## VAE, VLAE and denoising autoencoder side by side (ARGS="--data.name mnist" for another set)
 	$(BIN)/vlae compare dae $(ARGS)
@@ -46,6 +57,9 @@ demo: install ## train, evaluate and draw on the digits that ship with scikit-le
 
 experiment: install ## a study: a table and plots (ARGS="receptive-field --budget minutes"; none: list them)
 	$(BIN)/vlae experiment $(ARGS)
+
+notebook: .venv/.installed-notebook ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab $(ARGS) notebooks
 
 verify: install ## check this installation's numbers against exact ones
 	$(BIN)/vlae verify $(ARGS)
@@ -71,10 +85,17 @@ format: install-dev ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+docs: .venv/.installed-docs ## build the documentation into site/ (open site/index.html; no server needed)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	@echo "site/index.html"
+
+docs-figures: install ## draw the pictures of the documentation again, from the pretrained models and a few trainings
+	bash scripts/docs_figures.sh
+
 # -- clean ----------------------------------------------------------------------
 
 clean: ## remove caches and builds
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . \( -name .venv -o -name .git \) -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -prune \
 		-exec rm -rf {} +
 
@@ -110,7 +131,8 @@ $(INSTALLED): pyproject.toml | .venv/.created
 	$(BIN)/pip install -q $(PIP_ARGS) -e .
 	@touch $@
 
-$(INSTALLED_DEV): pyproject.toml | .venv/.created
-	@echo "installing vlae, what it needs and the developers' tools into .venv (a minute or two)"
-	$(BIN)/pip install -q $(PIP_ARGS) -e '.[dev]'
-	@touch $(INSTALLED) $@
+# Those of the extras of pyproject.toml; dev has docs and explore in it.
+.venv/.installed-%: pyproject.toml | .venv/.created
+	@echo "installing vlae, what it needs and the extra '$*' into .venv (a minute or two)"
+	$(BIN)/pip install -q $(PIP_ARGS) -e '.[$*]'
+	@touch $(INSTALLED) $(if $(filter dev,$*),.venv/.installed-docs .venv/.installed-explore) $@

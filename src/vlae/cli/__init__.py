@@ -10,11 +10,22 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.logging import RichHandler
 
+from vlae.cli.charts import (
+    viz_aggregate_posterior,
+    viz_bits,
+    viz_latent_scatter,
+    viz_rate_distortion,
+    viz_receptive_field,
+    viz_training_curves,
+)
+from vlae.cli.codes import viz_decompressions, viz_traverse
 from vlae.cli.evaluate import doctor, evaluate
+from vlae.cli.explore import explore
 from vlae.cli.files import compress, decompress, info
 from vlae.cli.installation import models, verify
+from vlae.cli.interpolate import sample_interpolate
 from vlae.cli.output import fail
-from vlae.cli.sample import sample_prior
+from vlae.cli.sample import sample_arithmetic, sample_complete, sample_prior
 from vlae.cli.studies import compare_dae, experiment
 from vlae.cli.train import train
 from vlae.cli.viz import viz_recon_grid, viz_samples
@@ -81,7 +92,7 @@ def split_command(words: list[str]) -> tuple[str, list[str]]:
 def help_text() -> str:
     """The list of commands."""
     lines = ["usage: vlae COMMAND [OPTIONS]   (vlae COMMAND --help for its options)", ""]
-    lines += [f"  {name:18s}{text}" for name, (_, text) in COMMANDS.items()]
+    lines += [f"  {name:25s}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(lines)
 
 
@@ -90,10 +101,25 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "eval": (evaluate, "all metrics of a run or model on held-out images: tables and an HTML report"),
     "doctor": (doctor, "what is wrong with a run or a model, and what to change"),
     "sample prior": (sample_prior, "draw images from the prior"),
+    "sample interpolate": (
+        sample_interpolate,
+        "draw paths between the codes of images, or between draws from the prior",
+    ),
+    "sample arithmetic": (sample_arithmetic, "add and subtract the codes of images, and draw the result"),
+    "sample complete": (sample_complete, "give a part of an image and draw the rest, several times"),
     "viz recon-grid": (viz_recon_grid, "draw reconstructions"),
+    "viz decompressions": (viz_decompressions, "draw several x ~ p(x|z), z ~ q(z|x), beside each image"),
+    "viz traverse": (viz_traverse, "draw what moves with single dimensions of z"),
     "viz samples": (viz_samples, "draw samples beside data"),
+    "viz latent-scatter": (viz_latent_scatter, "draw posterior means in a plane, by label"),
+    "viz aggregate-posterior": (viz_aggregate_posterior, "draw codes of data beside the prior"),
+    "viz bits": (viz_bits, "draw what each image spends on each latent dimension"),
+    "viz receptive-field": (viz_receptive_field, "draw which pixels a pixel sees; --check measures it"),
+    "viz training-curves": (viz_training_curves, "draw how a run's bound moved"),
+    "viz rate-distortion": (viz_rate_distortion, "draw models in the rate-distortion plane"),
     "compare dae": (compare_dae, "VAE, VLAE and denoising autoencoder side by side: a table and a picture"),
     "experiment": (experiment, "a study: models trained and measured alike, a table and plots; no name lists them"),
+    "explore": (explore, "a page in the browser: move codes, interpolate, complete drawings, see what images cost"),
     "compress": (compress, "image files to one .vlae file, of the size that the bound promises"),
     "decompress": (decompress, "a .vlae file to image files, exact in every pixel"),
     "info": (info, "what a .vlae file holds"),

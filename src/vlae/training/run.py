@@ -151,7 +151,9 @@ def train(
     Args:
         model: new, built for the images of `data`.
         objective: what to minimise.
-        optimizer, data, trainer: settings.
+        optimizer: how the weights move.
+        data: which images.
+        trainer: how long, how fast, on what.
         directory: the run's; see the module's text for what it holds. What is there is replaced, unless resumed.
         config: the whole configuration as YAML, kept in the run.
         seed: of the data's order, and of all noise in training.

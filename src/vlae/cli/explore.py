@@ -1,0 +1,49 @@
+"""`vlae explore`: the explorer in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlae.cli.choices import add_target, parser_for
+from vlae.errors import VlaeError
+from vlae.training.configuration import parse
+
+
+def explore(words: list[str]) -> int:
+    """Serves a page with sliders over z, interpolation, completion by drawing, and what an image costs."""
+    parser = parser_for("explore")
+    add_target(parser)
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; others than this: anyone")
+    parser.add_argument("--port", type=int, default=7860, help="0 takes a free one")
+    parser.add_argument("--open", type=bool, default=True, help="open the page in a browser; --no-open does not")
+    parser.add_argument("--max_upload", type=float, default=5.0, help="MB of an uploaded picture")
+    parser.add_argument("--data.root", type=str | None, default=None, help="where data sets are")
+    settings = parse(parser, ["--open=false" if word == "--no-open" else word for word in words], flags=["--open"])
+    if not 0 < settings.max_upload <= 1000:
+        raise VlaeError(f"--max_upload must be above 0 and at most 1000 (MB); got {settings.max_upload:g}")
+    if not 0 <= settings.port <= 65535:
+        raise VlaeError(f"--port must be from 0 to 65535; got {settings.port}")
+    try:
+        from vlae.explorer.server import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("anyio", "starlette", "uvicorn"):
+            raise
+        raise VlaeError(f"the explorer needs {error.name}: pip install 'vlae[explore]'") from None
+    from vlae.explorer.shelf import Shelf
+
+    shelf = Shelf(_given(settings.target), root=settings.data.root)
+    serve(shelf, settings.host, settings.port, settings.open, round(settings.max_upload * 1e6))
+    return 0
+
+
+def _given(target: str | None) -> dict[str, Path]:
+    """The model that was asked for, to be offered first; a run that has none yet exports it."""
+    from vlae.models.saving import CONFIG, locate
+    from vlae.training.run import export
+
+    if target is None:
+        return {}
+    run = Path(target)
+    if (run / "config.yaml").is_file() and not (run / "model" / CONFIG).is_file():
+        export(run)
+    return {run.as_posix(): locate(target)}
