@@ -1,5 +1,7 @@
 """Rows of a batch and pieces of work: each falls to exactly one process."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from vlae.errors import VlaeError
 @pytest.mark.parametrize(("total", "count"), [(7, 2), (7, 3), (8, 4), (3, 3), (100, 7)])
 def test_rows_are_dealt_out_once_and_evenly(total, count):
     parts = [list(range(total))[processes.rows(total, index, count)] for index in range(count)]
-    assert sum(parts, []) == list(range(total))
+    assert list(itertools.chain(*parts)) == list(range(total))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 

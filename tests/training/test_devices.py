@@ -1,4 +1,4 @@
-"""Two processes under torchrun give the numbers of one: gradients, weights, bounds; and end together where one fails."""
+"""Two processes under torchrun give the numbers of one: gradients, weights, bounds; and end together if one fails."""
 
 import importlib.util
 import os

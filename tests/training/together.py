@@ -1,7 +1,7 @@
 """What `test_devices.py` runs twice: in one process, and under torchrun in two; the numbers must be the same.
 
-Under torchrun: `torchrun --nproc-per-node 2 together.py DIRECTORY` leaves `steps.pt`, `evaluation.pt` and runs there, and
-ends with a training in which the second process fails.
+Under torchrun: `torchrun --nproc-per-node 2 together.py DIRECTORY` leaves `steps.pt`, `evaluation.pt` and runs there,
+and ends with a training in which the second process fails.
 """
 
 import logging
@@ -51,8 +51,8 @@ def terms():
     )
 
 
-# Models and objectives whose loss is not simply a mean over images, and some whose is. Floors and targets lie between the
-# two processes' means in the first step.
+# Models and objectives whose loss is not simply a mean over images, and some whose is. Floors and targets lie between
+# the two processes' means in the first step.
 CASES = {
     "plain": (small_vlae, objectives.ELBO),
     "free bits of an image": (small_vlae, lambda: objectives.ELBO(free_nats=0.9)),

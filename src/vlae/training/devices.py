@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -73,6 +73,6 @@ def strategy_for(where: Layout, name: str) -> Strategy | str:
     """
     if where.processes == 1:
         return "auto"
-    search = {"static_graph": True} if name == "auto" else {"find_unused_parameters": True}
+    search: dict[str, Any] = {"static_graph": True} if name == "auto" else {"find_unused_parameters": True}
     # Buffers are functions of the whole batch, so they are the same everywhere without being sent around.
     return DDPStrategy(broadcast_buffers=False, **search)
