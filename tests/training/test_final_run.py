@@ -30,7 +30,7 @@ def test_early_stopping_is_refused(tmp_path):
         train(tmp_path / "run", early_stopping=3)
 
 
-@pytest.mark.parametrize("options", [{"devices": 2}, {"accelerator": "mps"}])
+@pytest.mark.parametrize("options", [{"devices": 0}, {"num_nodes": 0}, {"strategy": "fsdp"}, {"accelerator": "mps"}])
 def test_what_is_not_supported_is_refused(options):
     with pytest.raises(VlaeError, match="trainer"):
         run.TrainerSettings(**options)

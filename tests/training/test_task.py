@@ -149,8 +149,8 @@ def test_plateau_halves_the_rate_and_keeps_it_halved():
 
 
 def test_step_seeds_are_distinct():
-    seeds = {step_seed(s, e, b, r) for s in range(3) for e in range(20) for b in range(50) for r in range(3)}
-    assert len(seeds) == 3 * 20 * 50 * 3
+    seeds = {step_seed(s, e, b) for s in range(3) for e in range(20) for b in range(50)}
+    assert len(seeds) == 3 * 20 * 50
 
 
 def test_collapse_warning_says_what_to_change():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 
 from rich.console import Console
 from rich.logging import RichHandler
 
+from vlae import processes
 from vlae.cli.charts import (
     viz_aggregate_posterior,
     viz_bits,
@@ -60,13 +63,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         name, rest = split_command(words)
-        return COMMANDS[name][0](rest) or 0
+        check_launch(name)
+        with silent_unless_first():
+            return COMMANDS[name][0](rest) or 0
     except VlaeError as error:
         return fail(str(error))
+    except RuntimeError as error:
+        if processes.ended_elsewhere(error):
+            return fail("another process of this command has ended; a training run continues with --resume")
+        raise
     except OSError as error:
         return fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except KeyboardInterrupt:
         return fail("interrupted; a training run continues with --resume", code=130)
+
+
+# What several processes can do together.
+SHARED = ("train", "eval")
+
+
+def check_launch(command: str) -> None:
+    """Refuses several processes where one does all the work, and those that nothing lets talk to each other."""
+    if processes.launched() > 1 and command not in SHARED:
+        raise VlaeError(f"vlae {command} runs in one process: start it without torchrun")
+    if processes.launched() == 1 and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        raise VlaeError(
+            "srun started several tasks that know nothing of each other: start one on each machine, and in it torchrun "
+            "(srun --ntasks-per-node=1 torchrun ... -m vlae ...)"
+        )
+
+
+@contextmanager
+def silent_unless_first() -> Iterator[None]:
+    """Of several processes only the first prints, and logs more than errors."""
+    if processes.first():
+        yield
+        return
+    logging.getLogger("vlae").setLevel(logging.ERROR)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def split_command(words: list[str]) -> tuple[str, list[str]]:

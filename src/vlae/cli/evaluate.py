@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from vlae import processes
 from vlae.cli.choices import (
     add_choice,
     add_data,
@@ -66,13 +67,15 @@ def evaluate(words: list[str]) -> int:
     for name in ("pixelcnn", "vae", "strict"):
         if settings[name] and not settings.criteria:
             raise VlaeError(f"--{name} is for the criteria of success: add --criteria")
-    model, directory = choose_model(settings)
+    processes.connect()
+    model, directory = processes.after_first(lambda: choose_model(settings))
     others = [name for name in ("name", "binarize", "options", "limit") if settings.data.get(name)]
     others += ["split"] if settings.data.split != "test" else []
     if settings.check and others:
         raise VlaeError(f"the expected numbers are of the model's own whole test set: leave out --data.{others[0]}")
     data, test = data_settings(settings, model), choose_data(settings, model)
-    references = load_references(test, settings.pixelcnn, settings.vae) if settings.criteria else None
+    wants_references = settings.criteria and processes.first()
+    references = load_references(test, settings.pixelcnn, settings.vae) if wants_references else None
     return report.run(
         model,
         test,

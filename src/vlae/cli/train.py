@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from vlae import processes
 from vlae.errors import VlaeError
 from vlae.training.configuration import build_model, find_config, parse, train_parser
 
@@ -33,7 +34,8 @@ def train(words: list[str]) -> int:
     import torch
 
     data: run.DataSettings = objects.data
-    directory = run.choose_directory(objects.run, config_name or data.name, settings.resume)
+    # Only the first process finds the directory as it was: the others may come when it has begun.
+    directory = run.choose_directory(objects.run, config_name or data.name, settings.resume or not processes.first())
     torch.manual_seed(settings.seed)
     model = build_model(model_settings, data.load(data.split).image_shape)
     started = time.monotonic()

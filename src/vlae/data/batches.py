@@ -9,6 +9,7 @@ from torch import Tensor
 from vlae.data.datasets import ImageDataset
 from vlae.data.seeds import Stream, generator
 from vlae.errors import VlaeError
+from vlae.processes import rows
 
 
 class Batch(NamedTuple):
@@ -19,12 +20,14 @@ class Batch(NamedTuple):
         labels: int64 [B], or None.
         indices: int64 [B], positions in the data set.
         factors: ground-truth factors [B, F], or None.
+        total: images in the batch of all processes, of which these are a share; None where there is one process.
     """
 
     images: Tensor
     labels: Tensor | None
     indices: Tensor
     factors: Tensor | None = None
+    total: int | None = None
 
 
 class Batches:
@@ -41,9 +44,11 @@ class Batches:
         seed: of everything random.
         drop_last: leave out a last batch that is smaller.
         device: where images are converted, binarised and handed out; they travel there as uint8.
+        share: (index, count): hand out only the rows of process `index` of `count` of each batch. Together they are the
+            batch that one process would have, draws and all.
 
     Raises:
-        VlaeError: `batch_size` is not positive, or leaves no batch at all.
+        VlaeError: `batch_size` is not positive, leaves no batch at all, or leaves a process without an image.
     """
 
     def __init__(
@@ -54,17 +59,25 @@ class Batches:
         seed: int = 0,
         drop_last: bool = False,
         device: torch.device | str = "cpu",
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size < 1:
             raise VlaeError(f"batch_size={batch_size}: expected at least 1")
         if drop_last and len(dataset) < batch_size:
             raise VlaeError(f"no batch of {batch_size} in {len(dataset)} images; use drop_last=False")
+        last = batch_size if drop_last else len(dataset) % batch_size or batch_size
+        if min(batch_size, last) < share[1]:
+            raise VlaeError(
+                f"{min(batch_size, last)} images in a batch for {share[1]} processes, which need one each: "
+                "data.batch_size is that of all of them together"
+            )
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.drop_last = drop_last
         self.device = torch.device(device)
+        self.share = share
         self.epoch = 0
         self._served = 0  # batches of this epoch that were handed out
         self._skip = 0  # how many of them the next iteration leaves out: only after load_state_dict
@@ -106,9 +119,14 @@ class Batches:
     def _cut(self, pixels: Tensor, indices: Tensor, epoch: int, number: int) -> Batch:
         labels, factors = self.dataset.labels, self.dataset.factors
         noise = generator(Stream.VISIT, self.seed, epoch, number, device=self.device)
+        images = self.dataset.to_float(pixels.index_select(0, indices).to(self.device), noise)
+        # The draw is the whole batch's, so that it is the same for any number of processes.
+        total, mine = len(indices), rows(len(indices), *self.share)
+        images, indices = images[mine], indices[mine]
         return Batch(
-            images=self.dataset.to_float(pixels.index_select(0, indices).to(self.device), noise),
+            images=images,
             labels=None if labels is None else labels[indices].to(self.device),
             indices=indices.to(self.device),
             factors=None if factors is None else factors[indices].to(self.device),
+            total=None if self.share[1] == 1 else total,
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from vlae import processes
 from vlae.distributions.pixelwise import Pixelwise
 
 # log(sinh(t / 2) / (t / 2)) = sum over n of B_2n / (2n (2n)!) t^2n. Under |t| = 1 what is left out is below 1e-17.
@@ -102,7 +103,8 @@ class PixelGaussian(Pixelwise):
 class PixelOptimalGaussian(PixelGaussian):
     """A Gaussian whose sigma fits the values at hand: sigma-VAE in training (Rybkin et al. 2020, arXiv 2006.13202).
 
-    `log_prob` takes sigma^2 = least^2 + the mean squared error over all of `value`, with gradients, which for N values
+    `log_prob` takes sigma^2 = least^2 + the mean squared error over all of `value` (in training, of the
+    batch of all processes), with gradients, which for N values
     adds up to -N log sigma and a constant (far above the least sigma). Draws use the `sigma` given.
 
     Args:
@@ -119,7 +121,12 @@ class PixelOptimalGaussian(PixelGaussian):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log density in nats under the sigma of these very values: they depend on each other."""
-        error = ((value - self.loc) ** 2).mean()
+        squares = (value - self.loc) ** 2
+        if processes.connected():  # the sigma of the whole batch
+            images = processes.total(len(squares))
+            error = processes.summed(squares.sum()) / (images * squares[0].numel())
+        else:
+            error = squares.mean()
         if torch.is_grad_enabled():
             self.observe(error.detach())
         return PixelGaussian(self.loc, (error + self.least**2).sqrt() * self.temperature).log_prob(value)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vlae import processes
 from vlae.errors import VlaeError
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -18,7 +19,8 @@ def randn(
     """Standard normal noise [*sample_shape, batch, *shape] with the dtype and device of `like`.
 
     With a sequence of generators, one per image, an image's noise does not depend on the images beside it. `batch=None`
-    leaves the batch dimension out.
+    leaves the batch dimension out. Without a generator the noise of an image is that of its place in the batch, which
+    may be shared by several processes (`vlae.processes`).
     """
     return _draw(torch.randn, sample_shape, batch, shape, generator, like)
 
@@ -39,9 +41,11 @@ def _draw(
     like: Tensor,
 ) -> Tensor:
     if generator is None or isinstance(generator, torch.Generator):
-        full = (*sample_shape, *(() if batch is None else (batch,)), *shape)
+        shared = generator is None and batch is not None  # then the whole batch's is drawn, and the own rows are taken
+        size = () if batch is None else (processes.total(batch) if shared else batch,)
         device = like.device if generator is None else generator.device
-        return draw(full, generator=generator, device=device, dtype=like.dtype).to(like.device)
+        drawn = draw((*sample_shape, *size, *shape), generator=generator, device=device, dtype=like.dtype)
+        return (processes.own(drawn, len(sample_shape)) if shared else drawn).to(like.device)
     if len(generator) != batch:
         raise VlaeError(f"one generator per image is needed: got {len(generator)} for a batch of {batch}")
     each = [draw((*sample_shape, *shape), generator=g, device=g.device, dtype=like.dtype) for g in generator]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlae import processes
 from vlae.errors import VlaeError
 from vlae.evaluation.information import BITS, LatentStatistics, noise_means
 from vlae.models.base import LatentVariableModel
@@ -146,6 +147,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a model on a data set; independent of the batch size, since all noise is keyed by image.
 
+    Where several processes are connected (`vlae.processes`), all of them have to call it: each measures the batches
+    that it is dealt, and all return what one would have, to the last bit.
+
     Args:
         model: used in eval mode; left in the mode it was in.
         batches: gives a fresh pass over the data: (images [B, C, H, W], positions) in order of position, and for a
@@ -160,22 +164,18 @@ def evaluate(
     if nll_images is not None and nll_images < 1:
         raise VlaeError(f"nll_images must be 1 or more; got {nll_images}")
     with model.evaluating():
-        distortions, rates, codes, levels = [], [], [], []
-        statistics = LatentStatistics()
-        for x, positions, context in map(parts, batches()):
-            bound = model.elbo(x, generator=keyed_generators(positions, seed), context=context)
-            statistics.add(bound.rate_per_dimension, noise_means(model, x, context))
-            distortions.append(bound.distortion.double().cpu())
-            rates.append(bound.rate.double().cpu())
-            if isinstance(bound, LadderBound):
-                levels.append(bound.rate_per_level.double().cpu())
-            codes.append(bound.z)
-            progress("bound", len(x))
-        if not distortions:
+        measured = processes.in_turn(lambda: bounds_of(model, batches(), seed, progress))
+        if not measured:
             raise VlaeError("the data set is empty: there is nothing to evaluate")
-        distortion, rate = torch.cat(distortions), torch.cat(rates)
+        statistics = LatentStatistics()
+        for batch in measured:
+            statistics.merge(batch.statistics)
+        codes, levels = [batch.codes for batch in measured], [batch.levels for batch in measured]
+        distortion, rate = torch.cat([b.distortion for b in measured]), torch.cat([b.rate for b in measured])
         total, count = distortion + rate, len(distortion)
         per_value = bits_per_value(model)
+        every = joined(codes)
+        shuffled = torch.cat(processes.in_turn(lambda: shuffled_distortions(model, batches(), every)))
         result = Evaluation(
             images=count,
             distortion=distortion.mean().item(),
@@ -183,12 +183,14 @@ def evaluate(
             rate_bits=rate.mean().item() * BITS,
             negative_elbo=total.mean().item(),
             negative_elbo_error=standard_error(total),
-            shuffled_gap=(shuffled_distortion(model, batches(), joined(codes)) - distortion).mean().item(),
+            shuffled_gap=(shuffled - distortion).mean().item(),
             active_units=statistics.active_units,
             latent_dim=model.latent_size,
             bits_per_latent=statistics.bits_per_dimension.flatten().tolist(),
             bits_per_dim=None if per_value is None else total.mean().item() * per_value,
-            rate_per_level=torch.cat(levels).mean(0).tolist() if levels else [],
+            rate_per_level=[]
+            if levels[0] is None
+            else torch.cat([x for x in levels if x is not None]).mean(0).tolist(),
             perplexity=statistics.perplexity,
             codes_in_use=statistics.codes_in_use,
             codes=len(model.codebook.vectors) if isinstance(model, VQVAE) else None,
@@ -205,19 +207,52 @@ def evaluate(
         return result
 
 
+@dataclass(frozen=True)
+class BatchBounds:
+    """What `evaluate` keeps of a batch: nats per image, [B], float64; its codes; and statistics of them.
+
+    `levels` are the rates of a ladder's levels, [B, L], else None.
+    """
+
+    distortion: Tensor
+    rate: Tensor
+    levels: Tensor | None
+    codes: Latents
+    statistics: LatentStatistics
+
+
+def bounds_of(
+    model: LatentVariableModel, batches: Iterable[Batch], seed: int, progress: Callable[[str, int], None]
+) -> list[BatchBounds]:
+    """The bounds of this process's batches, without gradients."""
+    measured = []
+    for number, (x, positions, context) in enumerate(map(parts, batches)):
+        if processes.mine(number):
+            bound = model.elbo(x, generator=keyed_generators(positions, seed), context=context)
+            levels = bound.rate_per_level.double().cpu() if isinstance(bound, LadderBound) else None
+            statistics = LatentStatistics.of(bound.rate_per_dimension, noise_means(model, x, context))
+            distortion, rate = bound.distortion.double().cpu(), bound.rate.double().cpu()
+            measured.append(BatchBounds(distortion, rate, levels, bound.z, statistics))
+        progress("bound", len(x))
+    return measured
+
+
 @torch.no_grad()
-def shuffled_distortion(model: LatentVariableModel, batches: Iterable[Batch], codes: Latents) -> Tensor:
-    """-log p(x_i | z_(i-1)) in nats, [N]: each image decoded with the code of the image before it in the data set.
+def shuffled_distortions(model: LatentVariableModel, batches: Iterable[Batch], codes: Latents) -> list[Tensor]:
+    """-log p(x_i | z_(i-1)) in nats: each image decoded with the code of the image before it in the data set.
+
+    Of this process's batches, [B] each.
 
     Far above the distortion where z is used; equal to it where the decoder ignores z. In a data set that is sorted the
     image before is of the same kind, and its z costs less.
     """
     shuffled, start, result = each(lambda z: z.roll(1, dims=0), codes), 0, []
-    for x, _, context in map(parts, batches):
-        z = some(shuffled, start, start + len(x))
-        result.append(-model.decode(z, **given(context)).log_prob(x).double().cpu())
+    for number, (x, _, context) in enumerate(map(parts, batches)):
+        if processes.mine(number):
+            z = some(shuffled, start, start + len(x))
+            result.append(-model.decode(z, **given(context)).log_prob(x).double().cpu())
         start += len(x)
-    return torch.cat(result)
+    return result
 
 
 @torch.no_grad()
@@ -264,22 +299,24 @@ def importance_nll(
     """-log p(x) by importance sampling on the first `images` images: nats and effective sample sizes, [images] each.
 
     Of several K, [len(K), images] each, in rising order of K. The samples are drawn once, the most there are; a smaller
-    K takes the first K of them.
+    K takes the first K of them. Several connected processes share the work, as in `evaluate`.
     """
     counts = sample_counts(samples)
     # Few images at a time: all their noise is drawn at once.
     few = min(16, max(1, NOISE // (counts[-1] * max(1, model.latent_size))))
-    values: list[Tensor] = []
-    sizes: list[Tensor] = []
-    for x, positions, context in first_images(batches, images, few):
-        generators = keyed_generators(positions, seed, stream=1)
-        nll, ess = at_each(model.log_weights(x, counts[-1], generators, chunk, context), counts)
-        values.append(-nll)
-        sizes.append(ess)
-        progress("nll", len(x))
-    if not values:
+
+    def measured() -> Iterator[tuple[Tensor, Tensor]]:
+        for number, (x, positions, context) in enumerate(first_images(batches, images, few)):
+            if processes.mine(number):
+                generators = keyed_generators(positions, seed, stream=1)
+                nll, ess = at_each(model.log_weights(x, counts[-1], generators, chunk, context), counts)
+                yield -nll, ess
+            progress("nll", len(x))
+
+    pieces = processes.in_turn(lambda: list(measured()))
+    if not pieces:
         raise VlaeError("the data set is empty: there is nothing to evaluate")
-    both = torch.cat(values, 1), torch.cat(sizes, 1)
+    both = torch.cat([nll for nll, _ in pieces], 1), torch.cat([ess for _, ess in pieces], 1)
     return (both[0][0], both[1][0]) if isinstance(samples, int) else both
 
 

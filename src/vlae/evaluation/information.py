@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -47,23 +48,36 @@ class LatentStatistics:
 
     def add(self, rate_per_dimension: Tensor, noise_means: Tensor) -> None:
         """Adds a batch: both [B, *latent_shape]."""
-        n, m = self.count, len(noise_means)
-        self.rate = self.rate + rate_per_dimension.double().cpu().sum(0)
-        self.count += m
-        if not noise_means.is_floating_point():
-            self._count_codes(noise_means.cpu())
-            return
-        means = noise_means.double().cpu()
-        # Chan's update: sums of squared deviations add up without cancellation.
-        batch_mean = means.mean(0)
-        delta = batch_mean - self.mean
-        self.squares = self.squares + ((means - batch_mean) ** 2).sum(0) + delta**2 * (n * m / (n + m))
-        self.mean = self.mean + delta * (m / (n + m))
+        self.merge(self.of(rate_per_dimension, noise_means))
 
-    def _count_codes(self, codes: Tensor) -> None:
-        before = codes.new_zeros(0) if self.occurrences is None else self.occurrences
-        self.occurrences = torch.bincount(codes.flatten(), minlength=len(before))
-        self.occurrences[: len(before)] += before
+    @classmethod
+    def of(cls, rate_per_dimension: Tensor, noise_means: Tensor) -> Self:
+        """The statistics of one batch: both [B, *latent_shape]."""
+        batch = cls()
+        batch.rate, batch.count = rate_per_dimension.double().cpu().sum(0), len(noise_means)
+        if noise_means.is_floating_point():
+            means = noise_means.double().cpu()
+            batch.mean = means.mean(0)
+            batch.squares = ((means - batch.mean) ** 2).sum(0)
+        else:
+            batch.occurrences = torch.bincount(noise_means.cpu().flatten())
+        return batch
+
+    def merge(self, other: LatentStatistics) -> None:
+        """Adds the statistics of other images."""
+        n, m = self.count, other.count
+        self.rate = self.rate + other.rate
+        self.count += m
+        if other.occurrences is not None:
+            mine = other.occurrences.new_zeros(0) if self.occurrences is None else self.occurrences
+            longer, shorter = sorted((mine, other.occurrences), key=len, reverse=True)
+            self.occurrences = longer.clone()
+            self.occurrences[: len(shorter)] += shorter
+            return
+        # Chan's update: sums of squared deviations add up without cancellation.
+        delta = other.mean - self.mean
+        self.squares = self.squares + other.squares + delta**2 * (n * m / (n + m))
+        self.mean = self.mean + delta * (m / (n + m))
 
     @property
     def bits_per_dimension(self) -> Tensor:

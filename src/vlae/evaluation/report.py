@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from vlae import processes
 from vlae.data import Batches, ImageDataset
 from vlae.errors import VlaeError
 from vlae.evaluation import html
@@ -58,6 +59,9 @@ def run(
 ) -> int:
     """Measures, prints tables, and writes `evaluation.json`, `metrics.csv` and `report.html`.
 
+    Several connected processes all call this, and measure together what goes image by image; the first one does the
+    rest, prints and writes.
+
     Args:
         model: what is measured.
         test: on which images.
@@ -91,6 +95,9 @@ def run(
         settings = replace(settings, only=(*settings.only, *needed(settings.metrics)))
     if double:
         model = copy.deepcopy(model).double()
+    if not processes.first():
+        measure(model, test, None, settings)
+        return 0
     train, judge, notes = helpers(settings, training, judging)
     started = time.monotonic()
     with progress_bars() as progress:

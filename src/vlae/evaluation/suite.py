@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vlae import processes
 from vlae.data import Batches, ImageDataset
 from vlae.distributions.iaf import IAFHead
 from vlae.errors import VlaeError
@@ -30,6 +31,8 @@ from vlae.evaluation.standard import (
 from vlae.models.base import LatentVariableModel
 
 Progress = Callable[[str, int, int], None]
+
+SHARED = ("bound", "nll")  # groups that several processes measure together; the others are the first one's
 
 MOST_DIMENSIONS = 500  # of a code that disentanglement is measured of: its forests read every one
 FAST_PAIRS, SLOW_PAIRS = 2000, 300  # images whose posteriors are compared with one another; an IAF's by inversion
@@ -136,6 +139,9 @@ def measure(
     The same for any batch size, up to the rounding of the model's own precision: noise is keyed by image, or drawn in
     chunks of one size.
 
+    Several connected processes (`vlae.processes`) all call this. They share the groups of `SHARED`, with the results
+    that one would have; the first measures the others too, and what the rest return is of the shared groups alone.
+
     Args:
         model: of images like these; in eval mode inside.
         test: held-out images.
@@ -191,6 +197,8 @@ class _Suite:
         }
         found = self.found
         for group, method in groups.items():
+            if not processes.first() and group not in SHARED:
+                continue
             if any(METRICS[name].group == group for name in self.wanted):
                 started = time.monotonic()
                 try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from vlae import processes
 from vlae.distributions.autoregressive import Autoregressive
 from vlae.distributions.likelihoods import Factorised, Likelihood, make_likelihood
 from vlae.distributions.noise import Generators
@@ -47,6 +48,13 @@ class Bound:
     def elbo(self) -> Tensor:
         """-(distortion + rate), a lower bound on log p(x), nats, [B]."""
         return -(self.distortion + self.rate)
+
+    def whole(self) -> Self:
+        """The bound of the whole batch, where several processes train on rows of it; z remains that of the own rows."""
+        if not processes.connected():
+            return self
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "z"}
+        return replace(self, **{name: processes.whole(x) for name, x in values.items() if x is not None})
 
 
 class LatentVariableModel(Savable):

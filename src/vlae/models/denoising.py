@@ -17,6 +17,7 @@ from vlae.models.base import Bound, check_sizes, likelihood_for
 from vlae.models.decoders import ARCHITECTURES
 from vlae.models.textbook import Textbook
 from vlae.nn.spectralnorm import apply_spectral_norm
+from vlae.processes import whole
 
 # The least and the most noise of each corruption; an end that is not itself allowed is said in words.
 CORRUPTIONS = {
@@ -142,7 +143,7 @@ class DenoisingAutoencoder(Textbook):
         seen = self.corrupt(x, generator) if self.training else x
         z = self.encode(seen).mean
         if self.training and torch.is_grad_enabled():
-            self.prior_module.update(z)
+            self.prior_module.update(whole(z.detach()))
         return seen, z
 
     def elbo(

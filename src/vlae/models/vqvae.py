@@ -19,6 +19,7 @@ from vlae.models.encoders import sizes_of
 from vlae.models.textbook import Textbook
 from vlae.nn.quantise import Codebook, CodePixelCNN, perplexity_of, straight_through
 from vlae.nn.spectralnorm import apply_spectral_norm
+from vlae.processes import whole
 
 TEXTBOOK_NAMES = {"num_embeddings": "codes", "embedding_dim": "code_dim", "commitment_cost": "commitment"}
 
@@ -195,7 +196,7 @@ class VQVAE(Textbook):
         features = self.features(x)
         learning = self.training and torch.is_grad_enabled()
         if learning and not self.codebook.started:
-            self.codebook.start(features)
+            self.codebook.start(whole(features.detach()))
         codes = self.codebook.nearest(features)
         chosen = self.codebook(codes)
         penalty = self.commitment * squares(features - chosen.detach())
@@ -203,7 +204,7 @@ class VQVAE(Textbook):
             penalty = penalty + squares(features.detach() - chosen)
         vectors = straight_through(chosen, features)
         if learning:
-            self.codebook.update(features, codes)
+            self.codebook.update(whole(features.detach()), whole(codes))
         return codes, vectors, penalty
 
     def elbo(

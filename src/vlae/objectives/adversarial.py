@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from vlae import processes
 from vlae.errors import VlaeError, require_positive
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.models.context import given
@@ -100,12 +101,14 @@ class Adversarial(Term):
         if not self.prepared:
             raise VlaeError("the adversarial term has no discriminator yet: call prepare(model) first")
         with torch.no_grad():
-            drawn = model.prior(**given(model.check_context(context, len(x)))).sample((len(x),))
+            drawn = model.prior(**given(model.check_context(context, len(x)))).sample((processes.total(len(x)),))
+            drawn = each(processes.own, drawn)
         made = torch.cat([mean_image(model, z, context) for z in (each(Tensor.detach, bound.z), drawn)])
         self._seen = x, made.detach()
         # With detached weights the model's step leaves no gradient in the discriminator.
         weights = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-        return F.softplus(-functional_call(self.discriminator, weights, made)).mean()
+        losses = F.softplus(-functional_call(self.discriminator, weights, made))
+        return processes.whole(losses.view(2, -1).mean(0)).mean()
 
     def update(self) -> None:
         """The discriminator's step on the images of the model's last one: -log D(real) - log(1 - D(made))."""
@@ -113,8 +116,11 @@ class Adversarial(Term):
             return
         (real, made), self._seen = self._seen, None
         with torch.enable_grad():
-            loss = F.softplus(-self.discriminator(real)).mean() + F.softplus(self.discriminator(made)).mean()
+            images = processes.total(len(real))
+            loss = F.softplus(-self.discriminator(real)).sum() / images
+            loss = loss + F.softplus(self.discriminator(made)).sum() / (2 * images)
         gradients = torch.autograd.grad(loss, list(self.discriminator.parameters()))
+        gradients = tuple(map(processes.summed, gradients))
         if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
             for parameter, gradient in zip(self.discriminator.parameters(), gradients, strict=True):
                 parameter.grad = gradient

@@ -39,8 +39,12 @@ class Objective(nn.Module):
     def compute(
         self, model: LatentVariableModel, x: Tensor, progress: float, context: Tensor | None = None
     ) -> tuple[Tensor, Bound]:
-        """The loss of images x [B, C, H, W], averaged over the batch, and the bound to report beside it."""
-        bound = model.elbo(x, context=context)
+        """The loss of images x [B, C, H, W], averaged over the batch, and the bound to report beside it.
+
+        Where several processes train on rows of one batch, x are the own rows, and loss and bound are the whole
+        batch's, the same in all of them; only the bound's z is that of x.
+        """
+        bound = model.elbo(x, context=context).whole()
         loss = self(bound, progress)
         return loss if bound.penalty is None else loss + bound.penalty.mean(), bound
 

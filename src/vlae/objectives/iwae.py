@@ -13,6 +13,7 @@ from vlae.models.base import Bound, LatentVariableModel
 from vlae.models.context import given
 from vlae.objectives.codes import require_continuous
 from vlae.objectives.elbo import Objective
+from vlae.processes import whole
 
 
 class IWAE(Objective):
@@ -47,14 +48,14 @@ class IWAE(Objective):
             raise VlaeError(f"a {type(model).__name__} has no density of z, so no importance weights: train it by ELBO")
         if model.likelihood.pools_batch:
             raise VlaeError("IWAE weighs images one by one, and sigma 'optimal' is that of a batch: learn sigma (null)")
-        bound = model.elbo(x, context=context)
+        bound = model.elbo(x, context=context).whole()
         if model.latent_size:  # without any code the weights are p(x) itself
             require_continuous(model, bound.z, "IWAE")
         if self.estimator == "dreg":
             log_weights = self.doubly_reparametrised(model, x, context)
         else:
             log_weights = torch.cat(list(model.importance_weights(x, self.samples, context=context)))
-        loss = math.log(self.samples) - log_weights.logsumexp(0).mean()
+        loss = math.log(self.samples) - whole(log_weights.logsumexp(0)).mean()
         return loss if bound.penalty is None else loss + bound.penalty.mean(), bound
 
     def doubly_reparametrised(self, model: LatentVariableModel, x: Tensor, context: Tensor | None) -> Tensor:

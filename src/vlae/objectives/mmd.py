@@ -12,6 +12,7 @@ from vlae.models.base import Bound, LatentVariableModel
 from vlae.models.context import given
 from vlae.objectives.codes import in_rows, require_continuous
 from vlae.objectives.elbo import Objective
+from vlae.processes import total, whole
 
 Kernel = Callable[[Tensor, float], Tensor]
 
@@ -92,12 +93,12 @@ class InfoVAE(Objective):
         """The loss of images x [B, C, H, W], and their bound."""
         if not model.has_bound:
             raise VlaeError(f"a {type(model).__name__} has no prior density to hold q(z) to: train it by ELBO")
-        bound = model.elbo(x, context=context)
+        bound = model.elbo(x, context=context).whole()
         require_continuous(model, bound.z, "InfoVAE")
         loss = bound.distortion.mean() + (1 - self.alpha) * bound.rate.mean()
         if self.alpha + self.lambda_ > 1:
             with torch.no_grad():
-                prior = model.prior(**given(model.check_context(context, len(x)))).sample((len(x),))
-            discrepancy = mmd(in_rows(bound.z), in_rows(prior), self.kernel, self.bandwidth)
+                prior = model.prior(**given(model.check_context(context, len(x)))).sample((total(len(x)),))
+            discrepancy = mmd(whole(in_rows(bound.z)), in_rows(prior), self.kernel, self.bandwidth)
             loss = loss + (self.alpha + self.lambda_ - 1) * discrepancy
         return loss if bound.penalty is None else loss + bound.penalty.mean(), bound

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlae.distributions.likelihoods import Factorised
+from vlae.distributions.noise import randn
 from vlae.errors import VlaeError
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.models.context import given
@@ -17,6 +18,7 @@ from vlae.models.latents import Latents, each
 from vlae.objectives.codes import in_rows, require_continuous
 from vlae.objectives.elbo import ELBO, Objective
 from vlae.objectives.schedules import Schedule, as_weight
+from vlae.processes import whole
 
 
 class Term(nn.Module):
@@ -34,7 +36,11 @@ class Term(nn.Module):
         """As `Objective.prepare`."""
 
     def forward(self, model: LatentVariableModel, x: Tensor, bound: Bound, context: Tensor | None) -> Tensor:
-        """The term of images x [B, C, H, W] and their bound, with its z, averaged over the batch."""
+        """The term of images x [B, C, H, W] and their bound, with its z, averaged over the batch.
+
+        Where several processes train on rows of one batch, x and z are the own rows, and the term is the whole batch's
+        (`vlae.processes.whole`).
+        """
         raise NotImplementedError
 
     def update(self) -> None:
@@ -176,7 +182,7 @@ class Perceptual(Term):
             raise VlaeError("the perceptual term has no classifier yet: call prepare(model) first")
         network = self._hidden[0].to(x.device, x.dtype)
         pairs = zip(features(network, x), features(network, mean_image(model, bound.z, context)), strict=True)
-        return sum(((a - b) ** 2).flatten(1).sum(1) for a, b in pairs).mean()  # type: ignore[union-attr]
+        return whole(torch.stack([((a - b) ** 2).flatten(1).sum(1) for a, b in pairs]).sum(0)).mean()
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:
@@ -219,11 +225,11 @@ class Contrastive(Term):
         if not model.has_bound:
             raise VlaeError(f"a {type(model).__name__} has no q(z|x) to draw a second code from: leave the term out")
         require_continuous(model, bound.z, "the contrastive term")
-        seen = (x + self.noise * torch.randn_like(x)).clamp(0, 1) if self.noise else x
+        seen = (x + self.noise * randn((), len(x), x.shape[1:], None, x)).clamp(0, 1) if self.noise else x
         again = model.encode(seen, **given(model.check_context(context, len(x)))).rsample()
-        one, other = (F.normalize(in_rows(z), dim=1) for z in (bound.z, again))
+        one, other = (whole(F.normalize(in_rows(z), dim=1)) for z in (bound.z, again))
         similarity = one @ other.T / self.temperature
-        own = torch.arange(len(x), device=x.device)
+        own = torch.arange(len(one), device=x.device)
         return (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
 
 
@@ -246,6 +252,6 @@ class LatentNoise(Term):
     def forward(self, model: LatentVariableModel, x: Tensor, bound: Bound, context: Tensor | None) -> Tensor:
         """The distortion at the noisy code, averaged over the batch."""
         require_continuous(model, bound.z, "the term of latent noise")
-        noisy = each(lambda z: z + self.sigma * torch.randn_like(z), bound.z)
+        noisy = each(lambda z: z + self.sigma * randn((), len(z), z.shape[1:], None, z), bound.z)
         with model.likelihood.unobserved():
-            return -model.decode(noisy, **given(context)).log_prob(x).mean()
+            return -whole(model.decode(noisy, **given(context)).log_prob(x)).mean()

@@ -81,7 +81,7 @@ class EpochReport(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts images, and the time until the last step of the epoch."""
-        self.images += len(batch.images)
+        self.images += batch.total or len(batch.images)
         self.training_seconds = time.monotonic() - self.started
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

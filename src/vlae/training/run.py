@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from vlae import data
+from vlae import data, processes
 from vlae.errors import VlaeError
 from vlae.files import write_text
 from vlae.models.base import LatentVariableModel
 from vlae.models.saving import build
 from vlae.objectives import Objective
 from vlae.training.callbacks import AveragedWeights, CompiledTraining, EpochReport
+from vlae.training.devices import STRATEGIES, Layout, check_model, layout, strategy_for
 from vlae.training.speed import best_precision, can_compile
 from vlae.training.task import OptimizerSettings, Task
 
@@ -46,7 +47,7 @@ class DataSettings:
         name: one of `vlae.data.names()`.
         root: where the files are; None looks in $VLAE_DATA and the download cache.
         binarize: None, "static", "dynamic" or "threshold".
-        batch_size: images per training step.
+        batch_size: images per training step, of all processes together.
         split: what to train on: "train", or "train+validation" for a final run.
         options: further arguments of the data set, such as path, crop and crops_per_epoch of "folder".
         limit: train on the first so many images only; None takes all.
@@ -87,7 +88,11 @@ class TrainerSettings:
         early_stopping: stop after so many epochs without a better validation bound; 0 never does.
         max_bad_steps: stop after so many steps in a row with a NaN or infinite loss or gradient.
         accelerator: "auto" (CUDA where there is one, else the CPU), "cpu" or "cuda".
-        devices: 1; several would see the same batches, so they are refused for now.
+        devices: processes on each machine, one for each GPU. They share every batch and end up with the weights that
+            one would have, up to rounding. Under torchrun it is torchrun's number.
+        num_nodes: machines, each with as many devices.
+        strategy: how several processes are kept together: "auto" (DistributedDataParallel), or "ddp" (the same, slower,
+            for an objective of your own under which other parameters get a gradient in other steps).
         progress_bar: show one.
     """
 
@@ -100,6 +105,8 @@ class TrainerSettings:
     max_bad_steps: int = 20
     accelerator: str = "auto"
     devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
@@ -107,10 +114,11 @@ class TrainerSettings:
             raise VlaeError(f"trainer.max_epochs must be at least 1; got {self.max_epochs}")
         if not 0 <= self.ema_decay < 1:
             raise VlaeError(f"trainer.ema_decay must be in [0, 1); got {self.ema_decay}")
-        if self.devices != 1:
-            raise VlaeError(
-                f"trainer.devices must be 1: batches are not shared out between devices yet; got {self.devices}"
-            )
+        for name, number in (("devices", self.devices), ("num_nodes", self.num_nodes)):
+            if number < 1:
+                raise VlaeError(f"trainer.{name} must be at least 1; got {number}")
+        if self.strategy not in STRATEGIES:
+            raise VlaeError(f"trainer.strategy must be one of {', '.join(STRATEGIES)}; got {self.strategy!r}")
         if self.accelerator not in ("auto", "cpu", "cuda"):
             raise VlaeError(f"trainer.accelerator must be auto, cpu or cuda; got {self.accelerator!r}")
         if self.accelerator == "cuda" and not torch.cuda.is_available():
@@ -158,7 +166,11 @@ def train(
         config: the whole configuration as YAML, kept in the run.
         seed: of the data's order, and of all noise in training.
         resume: go on from `ckpts/last.ckpt`, bit for bit as if there had been no stop.
+
+    Several processes (`trainer.devices`, or torchrun) all call this; the first one alone writes.
     """
+    where = layout(trainer.accelerator, trainer.devices, trainer.num_nodes)
+    check_model(where, model)
     training, validation = data.load(data.split), data.load("validation")
     model.check_levels(training.effective_levels, training.name)
     objective.check(model)
@@ -172,7 +184,6 @@ def train(
     if resume:
         check_resumable(last, model)
     model.metadata = {"data": asdict(data), "protocol": training.protocol}
-    batches = _batches(training, data.batch_size, seed)
     if not resume:
         torch.manual_seed(seed)
         first = next(iter(_batches(training, data.batch_size, seed)))
@@ -188,12 +199,20 @@ def train(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    with room_for(directory, resume), log_to(directory / "logs" / "train.log"), quiet():
-        write_text(directory / "config.yaml", config)
-        engine = _engine(trainer, directory, checkpoints)
+    with ExitStack() as stack:
+        stack.enter_context(quiet())
+        engine = _engine(trainer, directory, checkpoints, where)
+        if engine.precision == "64-true":
+            model.double()  # now, or the averages would begin in float32
+        batches = _batches(training, data.batch_size, seed, (engine.global_rank, where.processes))
+        if engine.is_global_zero:
+            stack.enter_context(room_for(directory, resume))
+            stack.enter_context(log_to(directory / "logs" / "train.log"))
+            write_text(directory / "config.yaml", config)
         logger.info(
             f"training {type(model).__name__} with {sum(p.numel() for p in model.parameters()):,} parameters on "
             f"{training.protocol}; {engine.precision}, run {directory}"
+            + (f"; {where.processes} processes share each batch" if where.processes > 1 else "")
         )
         if not held_out:
             logger.info(
@@ -211,11 +230,14 @@ def train(
             )
         except SystemExit:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from None
-    return export(directory)
+    if engine.is_global_zero:
+        export(directory)
+    processes.wait()
+    return directory / "model"
 
 
-def _batches(dataset: data.ImageDataset, batch_size: int, seed: int) -> data.Batches:
-    return data.Batches(dataset, min(batch_size, len(dataset)), shuffle=True, seed=seed, drop_last=True)
+def _batches(dataset: data.ImageDataset, batch_size: int, seed: int, share: tuple[int, int] = (0, 1)) -> data.Batches:
+    return data.Batches(dataset, min(batch_size, len(dataset)), shuffle=True, seed=seed, drop_last=True, share=share)
 
 
 def data_loader(dataset: data.ImageDataset, batch_size: int) -> data.Batches:
@@ -223,12 +245,9 @@ def data_loader(dataset: data.ImageDataset, batch_size: int) -> data.Batches:
     return data.Batches(dataset, min(batch_size, len(dataset)))
 
 
-def _engine(settings: TrainerSettings, directory: Path, checkpoints: ModelCheckpoint) -> pl.Trainer:
+def _engine(settings: TrainerSettings, directory: Path, checkpoints: ModelCheckpoint, where: Layout) -> pl.Trainer:
     """Lightning's trainer with this package's callbacks."""
-    # "auto" never means Apple's MPS, which lacks the float64 that sums and statistics are kept in.
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    accelerator = automatic if settings.accelerator == "auto" else settings.accelerator
-    device = torch.device("cuda" if accelerator in ("gpu", "cuda") else "cpu")
+    device = torch.device(where.accelerator)
     precision = best_precision(device) if settings.precision == "auto" else settings.precision
     callbacks: list[pl.Callback] = [EpochReport(directory / "logs" / "metrics.csv"), checkpoints, LearningRateMonitor()]
     if settings.ema_decay:
@@ -246,8 +265,11 @@ def _engine(settings: TrainerSettings, directory: Path, checkpoints: ModelCheckp
     return pl.Trainer(
         max_epochs=settings.max_epochs,
         precision=precision,  # type: ignore[arg-type]
-        accelerator=accelerator,
-        devices=settings.devices,
+        accelerator=where.accelerator,
+        devices=where.devices,
+        num_nodes=where.num_nodes,
+        strategy=strategy_for(where, settings.strategy),
+        sync_batchnorm=where.processes > 1,
         callbacks=callbacks,
         logger=TensorBoardLogger(directory, name="logs", version=""),
         enable_progress_bar=settings.progress_bar,
@@ -363,6 +385,7 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning.*")
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             yield
     finally:
         for name, level in levels.items():

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from vlae import processes
 from vlae.data import Batch
 from vlae.errors import VlaeError
 from vlae.evaluation import LatentStatistics, keyed_generators, noise_means
@@ -96,7 +97,8 @@ class Task(pl.LightningModule):
     """Trains a model under an objective. Its validation is of the model's own bound, whatever the objective.
 
     The noise of a step is a function of (seed, epoch, batch) alone, so that a resumed run repeats the original bit for
-    bit without any stored generator state.
+    bit without any stored generator state. Several processes share each batch (`vlae.processes`): loss, noise and
+    gradient are those of the whole batch.
     """
 
     def __init__(
@@ -115,8 +117,7 @@ class Task(pl.LightningModule):
         self.seed, self.gradient_clip = seed, gradient_clip
         self.guard = BadStepGuard(max_bad_steps)
         self.training_terms: list[Tensor] = []
-        self.validation_terms: list[Tensor] = []
-        self.statistics = LatentStatistics()
+        self.validated: list[tuple[Tensor, LatentStatistics]] = []  # of this process's batches
 
     def configure_optimizers(self) -> Any:
         """The optimiser and its per-step schedule; a plateau schedule is stepped after validation."""
@@ -143,13 +144,18 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step, or none where it would do harm."""
-        torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
+        with processes.batch_of(batch.total or len(batch.images)):
+            self._step(batch, batch_idx)
+
+    def _step(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx))
         optimizer: Any = self.optimizers()
         images = batch.images.contiguous(memory_format=torch.channels_last)
         context = self.model.context_of(batch.labels, batch.factors)
         loss, bound = self.objective.compute(self.model, images, self.progress, context)
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        # The gradients of all processes add up to that of the whole batch's loss, and Lightning takes their mean.
+        self.manual_backward(loss * self.trainer.world_size)
         for parameter in self.objective.frozen(self.model, self.global_step, self.progress):
             parameter.grad = None  # the optimiser passes over it
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip, foreach=True)
@@ -168,24 +174,29 @@ class Task(pl.LightningModule):
         self.training_terms.append(terms_of(bound))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The bound of a batch, with noise keyed by image."""
+        """The bound of a batch, with noise keyed by image; processes take batches in turn."""
+        if not processes.mine(batch_idx):
+            return
         context = self.model.context_of(batch.labels, batch.factors)
         generators = keyed_generators(batch.indices.tolist(), self.seed)
         bound = self.model.elbo(batch.images, generator=generators, context=context)
-        self.statistics.add(bound.rate_per_dimension, noise_means(self.model, batch.images, context))
-        self.validation_terms.append(terms_of(bound))
+        statistics = LatentStatistics.of(bound.rate_per_dimension, noise_means(self.model, batch.images, context))
+        self.validated.append((terms_of(bound).cpu(), statistics))
 
     def on_validation_epoch_start(self) -> None:
         """Starts the validation's sums."""
-        self.validation_terms, self.statistics = [], LatentStatistics()
+        self.validated = []
 
     def on_validation_epoch_end(self) -> None:
         """Logs validation means."""
-        metrics = mean_terms("validation", self.validation_terms)
+        validated, every = processes.in_turn(lambda: self.validated), LatentStatistics()
+        for _, statistics in validated:
+            every.merge(statistics)
+        metrics = mean_terms("validation", [terms for terms, _ in validated])
         for name in ("active_units", "perplexity"):  # perplexity is of discrete codes, active units of all others
-            if (value := getattr(self.statistics, name)) is not None:
+            if (value := getattr(every, name)) is not None:
                 metrics[f"validation/{name}"] = float(value)
-        self.log_dict(metrics, sync_dist=True)
+        self.log_dict(metrics)  # the same in all processes
 
     def on_train_start(self) -> None:
         """Sets the data to the epoch at hand: Lightning restores a loader only within an epoch, not between two."""
@@ -226,9 +237,9 @@ class Task(pl.LightningModule):
         self.guard.total = checkpoint["vlae"]["bad_steps"]
 
 
-def step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
-    """A seed for one training step, distinct over steps and ranks (a hash would do no better)."""
-    return (((seed * 1_000_003 + epoch) * 1_000_003 + batch) * 1_009 + rank) % 2**63
+def step_seed(seed: int, epoch: int, batch: int) -> int:
+    """A seed for one training step, distinct over steps (a hash would do no better), the same in all processes."""
+    return ((seed * 1_000_003 + epoch) * 1_000_003 + batch) * 1_009 % 2**63
 
 
 def terms_of(bound: Bound) -> Tensor:
