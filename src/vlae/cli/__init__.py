@@ -13,7 +13,7 @@ from rich.logging import RichHandler
 from vlae.cli.evaluate import doctor, evaluate
 from vlae.cli.files import compress, decompress, info
 from vlae.cli.installation import models, verify
-from vlae.cli.output import fail
+from vlae.cli.output import fail, nobody_reads, system_error
 from vlae.cli.sample import sample_prior
 from vlae.cli.studies import compare_dae, experiment
 from vlae.cli.train import train
@@ -39,6 +39,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for noisy in ("httpx", "pooch", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("vlae").setLevel(logging.INFO)
+    try:
+        try:
+            return run(words)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a broken pipe is caught
+    except VlaeError as error:
+        return fail(str(error))
+    except BrokenPipeError:
+        return nobody_reads()
+    except OSError as error:
+        return fail(system_error(error))
+    except KeyboardInterrupt:
+        return fail("interrupted; a training run continues with --resume", code=130)
+
+
+def run(words: list[str]) -> int:
+    """Finds the command and calls it."""
     if not words or words[0] in ("-h", "--help"):
         print(help_text())
         return 0
@@ -47,15 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"vlae {__version__}")
         return 0
-    try:
-        name, rest = split_command(words)
-        return COMMANDS[name][0](rest) or 0
-    except VlaeError as error:
-        return fail(str(error))
-    except OSError as error:
-        return fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
-    except KeyboardInterrupt:
-        return fail("interrupted; a training run continues with --resume", code=130)
+    name, rest = split_command(words)
+    return COMMANDS[name][0](rest) or 0
 
 
 def split_command(words: list[str]) -> tuple[str, list[str]]:
