@@ -188,5 +188,5 @@ def test_killed_at_any_moment(tmp_path):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    training_trials(Path(sys.argv[1]), kills=5)
-    compression_trials(Path(sys.argv[1]), kills=5)
+    training_trials(Path(sys.argv[1]), kills=3)
+    compression_trials(Path(sys.argv[1]), kills=3)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from vlae.cli.evaluate import doctor, evaluate
+from vlae.cli.export import export
 from vlae.cli.files import compress, decompress, info
 from vlae.cli.installation import models, verify
 from vlae.cli.output import fail, nobody_reads, system_error
@@ -108,6 +109,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "compress": (compress, "image files to one .vlae file, of the size that the bound promises"),
     "decompress": (decompress, "a .vlae file to image files, exact in every pixel"),
     "info": (info, "what a .vlae file holds"),
+    "export": (export, "encoder and decoder as programs that need no vlae: torch.export, and ONNX with --onnx"),
     "models": (models, "list the pretrained models"),
     "verify": (verify, "check this installation against exact answers, in seconds"),
 }
