@@ -145,18 +145,21 @@ def mutations(data, count, seed=0):
         yield bytes(changed)
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_any_damage_to_a_matlab_file(tmp_path, compressed):
-    path = tmp_path / "a.mat"
-    savemat(path, {"data": np.arange(12.0).reshape(3, 4), "target": np.eye(2)}, do_compression=compressed)
-    for damaged in mutations(path.read_bytes(), 150):
-        path.write_bytes(damaged)
-        try:
-            arrays = formats.read_mat(path, "data", "target")
-        except VlaeError as error:
-            assert "\n" not in str(error)
-        else:
-            assert all(array.nbytes <= 1 << 20 for array in arrays)
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("caltech101_silhouettes", "caltech101_silhouettes/caltech101_silhouettes_28_split1.mat"),
+        ("omniglot", "omniglot/chardata.mat"),
+    ],
+)
+def test_no_damaged_matlab_file_reaches_its_parser(tmp_path, monkeypatch, name, file):
+    """SciPy's can crash the process: each such file is held to its checksum before."""
+    monkeypatch.setattr(formats, "read_mat", lambda *_: pytest.fail("it was parsed"))
+    (tmp_path / file).parent.mkdir()
+    savemat(tmp_path / file, {"data": np.eye(3)})
+    options = {"variant": "chardata"} if name == "omniglot" else {}
+    with pytest.raises(VlaeError, match="md5"):
+        load(name, root=tmp_path, **options)
 
 
 @pytest.mark.parametrize("kind", ["npz", "png"])

@@ -65,7 +65,10 @@ def read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
-    """Variables of a MATLAB file (version 5)."""
+    """Variables of a MATLAB file (version 5).
+
+    Only of files that have been held to a checksum: SciPy's parser, in C, can crash on damaged ones.
+    """
     from scipy.io import loadmat
 
     with reading(path, "MATLAB file"):
