@@ -19,14 +19,21 @@ echo "== the sdist, a wheel of it, and a wheel of the repository"
 wheel="$(echo "$work"/dist/*.whl)"
 
 "$PYTHON" - "$wheel" "$(echo "$work"/of-sdist/*.whl)" <<'PY'
-import sys, zipfile
+import pathlib, sys, zipfile
 first, second = (
     {name: archive.read(name) for name in archive.namelist()} for archive in map(zipfile.ZipFile, sys.argv[1:])
 )
-assert first == second, f"the sdist makes another wheel: {[n for n in first.keys() | second.keys() if first.get(n) != second.get(n)]}"
-wanted = ["vlae/py.typed", "vlae/configs/digits.yaml", "vlae/configs/experiments/", "vlae/pretrained/mnist-dynamic/model.safetensors"]
-for name in wanted:
-    assert any(member.startswith(name) for member in first), f"the wheel lacks {name}"
+other = [name for name in first.keys() | second.keys() if first.get(name) != second.get(name)]
+assert not other, f"the sdist makes another wheel: {other}"
+roots = {pathlib.Path("src/vlae"): "vlae", pathlib.Path("configs"): "vlae/configs"}
+wanted = {
+    f"{place}/{path.relative_to(root).as_posix()}"
+    for root, place in roots.items()
+    for path in root.rglob("*")
+    if path.is_file() and path.suffix not in (".pyc", ".tmp")
+}
+assert not (missing := sorted(wanted - first.keys())), f"the wheel lacks {missing[:5]}"
+assert {"vlae/py.typed", "vlae/configs/digits.yaml", "vlae/pretrained/mnist-dynamic/model.safetensors"} <= wanted
 stray = [n for n in first if not n.startswith("vlae") or "__pycache__" in n or n.endswith((".pyc", ".tmp"))]
 assert not stray, f"the wheel holds {stray[:3]}"
 print(f"{len(first)} files, {sum(map(len, first.values())) / 1e6:.1f} MB unpacked")
@@ -35,7 +42,7 @@ PY
 echo "== an empty environment"
 "$PYTHON" -m venv "$work/venv"
 if [ "${1:-}" = "--reuse" ]; then
-  "$PYTHON" -c 'import sys, sysconfig; print("\n".join({sysconfig.get_paths()[k] for k in ("purelib", "platlib")} | {p for p in sys.path if p.endswith("-packages")}))' \
+  "$PYTHON" -c 'import sys; print(*(path for path in sys.path if path.endswith("-packages")), sep="\n")' \
     >"$("$work/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/others.pth"
   "$work/venv/bin/pip" install -q --no-deps --force-reinstall "$wheel"
 else

@@ -130,15 +130,14 @@ def training_trials(root: Path, kills: int) -> None:
     duration = time.monotonic() - started
     draw = random.Random(0)
     survived = 0
-    for trial in range(kills):  # each kill is of the run as the one before has left it, until it is finished
+    for _ in range(kills):  # each kill is of the run as the one before has left it, until it is finished
         directory = root / f"random{survived}"
         if forked(lambda path=directory: train(path), kill_after=draw.uniform(0, 1.2 * duration)):
             check_same(directory, root / "whole")
             survived += 1
         check_whole(directory)
-    count, finished = 0, False
+    count, finished, directory = 0, False, root / "systematic"
     while not finished:  # at every call, one after the other, the run going on from each kill
-        directory = root / "systematic"
         finished = forked(lambda: train(directory), kill_at=(count, bool(count % 2)))
         check_whole(directory)
         count += 1

@@ -395,7 +395,10 @@ def _of_npz(path: Path, variables: np.lib.npyio.NpzFile) -> np.ndarray:
         if key not in variables.files:
             held = ", ".join(variables.files[:8]) or "nothing"
             raise VlaeError(f"{path}: holds {held}; expected one array, or one under the name images")
-        return formats.read_member(path, cast(ZipFile, variables.zip), key, _LARGEST_ARRAY)
+        archive = cast(ZipFile, variables.zip)
+        if max(info.file_size for info in archive.infolist()) > _LARGEST_ARRAY:
+            raise VlaeError(f"{path}: an array of more than {_LARGEST_ARRAY} bytes; cut it into several files")
+        return formats.read_member(path, archive, key, _LARGEST_ARRAY)
 
 
 def _up(size: int, tile: int) -> int:

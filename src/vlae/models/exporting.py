@@ -28,6 +28,7 @@ from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.errors import VlaeError
 from vlae.files import write_bytes, write_text
 from vlae.models.base import LatentVariableModel
+from vlae.models.context import given
 from vlae.models.denoising import DenoisingAutoencoder
 from vlae.models.pixelcnn import PixelCNN
 from vlae.models.vae import SingleLevelModel
@@ -150,19 +151,16 @@ def parts(model: LatentVariableModel) -> dict[str, Part]:
 def _reference(model: LatentVariableModel) -> dict[str, Callable[..., Sequence[Tensor]]]:
     """The same numbers from the model's own distributions, for comparison."""
 
-    def told(context: Tensor | None) -> dict[str, Tensor]:
-        return {} if context is None else {"context": context}
-
     def encoder(x: Tensor, context: Tensor | None = None) -> Sequence[Tensor]:
-        q = model.encode(x, **told(context))
+        q = model.encode(x, **given(context))
         return (q.mean, q.stddev) if isinstance(q, DiagonalGaussian) else (q.mean,)
 
     def decoder(z: Tensor, context: Tensor | None = None) -> Sequence[Tensor]:
-        p = cast(Any, model.decode(z, **told(context)))
+        p = cast(Any, model.decode(z, **given(context)))
         return (p.context if model.autoregressive else p.parameters,)
 
     def conditionals(x: Tensor, z: Tensor | None = None, context: Tensor | None = None) -> Sequence[Tensor]:
-        p = cast(Any, model.decode(x.new_zeros(len(x), 0) if z is None else z, **told(context)))
+        p = cast(Any, model.decode(x.new_zeros(len(x), 0) if z is None else z, **given(context)))
         return (p.network(x, p.context),)
 
     return {"encoder": encoder, "decoder": decoder, "conditionals": conditionals}

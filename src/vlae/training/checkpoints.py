@@ -48,7 +48,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         about = checkpoint["vlae"]
         version = about.get("format", FORMAT)
         if version == FORMAT and not (
-            {"state_dict", "epoch", "global_step"} <= checkpoint.keys() and {"model", "arguments", "metadata"} <= about.keys()
+            {"state_dict", "epoch", "global_step"} <= checkpoint.keys()
+            and {"model", "arguments", "metadata"} <= about.keys()
         ):
             raise KeyError("vlae")
     except Exception as error:  # torch.load raises many kinds for damaged files
