@@ -12,7 +12,7 @@ INSTALLED_DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev train-mnist train-cifar10 eval sample viz-recon compare-dae demo experiment \
-	verify bench family test lint format clean clean-all
+	verify bench family test lint format check-release clean clean-all
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ lint: install-dev ## check style and types
 format: install-dev ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+check-release: ## build sdist and wheel, and try them in an empty environment
+	bash scripts/check_release.sh $(ARGS)
 
 # -- clean ----------------------------------------------------------------------
 

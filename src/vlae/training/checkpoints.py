@@ -47,11 +47,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         about = checkpoint["vlae"]
         version = about.get("format", FORMAT)
-        if version == FORMAT and not (
-            {"state_dict", "epoch", "global_step"} <= checkpoint.keys()
-            and {"model", "arguments", "metadata"} <= about.keys()
-        ):
-            raise KeyError("vlae")
+        if version == FORMAT:  # another one may have other keys
+            _ = [checkpoint[key] for key in ("state_dict", "epoch", "global_step")]
+            _ = [about[key] for key in ("model", "arguments", "metadata")]
     except Exception as error:  # torch.load raises many kinds for damaged files
         best = path.with_name("best.ckpt")
         other = f", or copy {best} over it and resume from there" if path != best and best.is_file() else ""
