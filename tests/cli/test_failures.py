@@ -92,7 +92,7 @@ def test_half_a_checkpoint_is_never_under_its_name(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
     writer = WholeCheckpoints()
     writer.save_checkpoint({"weights": torch.zeros(10)}, path)
-    with room_for_files_of(5000), pytest.raises(OSError, match="large|room|space") as caught:
+    with room_for_files_of(5000), pytest.raises(OSError, match=r"large|room|space") as caught:
         writer.save_checkpoint({"weights": torch.zeros(10_000)}, path)
     assert caught.value.filename == str(path)
     assert len(writer.load_checkpoint(path)["weights"]) == 10

@@ -58,8 +58,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
     if version != FORMAT:
         raise VlaeError(
-            f"{path} is of another version of vlae (format {version!r}, and this one reads {FORMAT}): use that version, "
-            "or train again"
+            f"{path} is of another version of vlae (format {version!r}, and this one reads {FORMAT}): use that "
+            "version, or train again"
         )
     return checkpoint
 
