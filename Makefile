@@ -11,7 +11,8 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev train-mnist train-cifar10 eval sample interpolate viz-recon viz-traverse viz-scatter \
-	compare-dae demo explore experiment notebook verify bench family test lint format docs docs-figures clean clean-all
+	compare-dae demo explore experiment notebook verify bench family test lint format docs docs-figures check-release \
+	clean clean-all
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,6 +92,9 @@ docs: .venv/.installed-docs ## build the documentation into site/ (open site/ind
 
 docs-figures: install ## draw the pictures of the documentation again, from the pretrained models and a few trainings
 	bash scripts/docs_figures.sh
+
+check-release: ## build sdist and wheel, and try them in an empty environment
+	bash scripts/check_release.sh $(ARGS)
 
 # -- clean ----------------------------------------------------------------------
 

@@ -275,7 +275,7 @@ def test_broken_array_files_are_one_line(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
         archive.writestr("images.npy", header.getvalue())
     for name in ("cut.npz", "text.npy", "huge.npy", "huge.npz"):
-        with pytest.raises(VlaeError, match=f"{name}: not a readable array file") as caught:
+        with pytest.raises(VlaeError, match=f"{name}: (not a readable array file|.* asks for)") as caught:
             read([tmp_path / name])
         assert "\n" not in str(caught.value)
     with pytest.raises(VlaeError, match="holds x, y; expected one array"):

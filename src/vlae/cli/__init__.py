@@ -24,10 +24,11 @@ from vlae.cli.charts import (
 from vlae.cli.codes import viz_decompressions, viz_traverse
 from vlae.cli.evaluate import doctor, evaluate
 from vlae.cli.explore import explore
+from vlae.cli.export import export
 from vlae.cli.files import compress, decompress, info
 from vlae.cli.installation import models, verify
 from vlae.cli.interpolate import sample_interpolate
-from vlae.cli.output import fail
+from vlae.cli.output import fail, nobody_reads, system_error
 from vlae.cli.sample import sample_arithmetic, sample_complete, sample_prior
 from vlae.cli.studies import compare_dae, experiment
 from vlae.cli.train import train
@@ -53,6 +54,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for noisy in ("httpx", "pooch", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("vlae").setLevel(logging.INFO)
+    try:
+        try:
+            return run(words)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a broken pipe is caught
+    except VlaeError as error:
+        return fail(str(error))
+    except BrokenPipeError:
+        return nobody_reads()
+    except OSError as error:
+        return fail(system_error(error))
+    except RuntimeError as error:
+        if processes.ended_elsewhere(error):
+            return fail("another process of this command has ended; a training run continues with --resume")
+        raise
+    except KeyboardInterrupt:
+        return fail("interrupted; a training run continues with --resume", code=130)
+
+
+def run(words: list[str]) -> int:
+    """Finds the command and calls it."""
     if not words or words[0] in ("-h", "--help"):
         print(help_text())
         return 0
@@ -61,21 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"vlae {__version__}")
         return 0
-    try:
-        name, rest = split_command(words)
-        check_launch(name)
-        with silent_unless_first():
-            return COMMANDS[name][0](rest) or 0
-    except VlaeError as error:
-        return fail(str(error))
-    except RuntimeError as error:
-        if processes.ended_elsewhere(error):
-            return fail("another process of this command has ended; a training run continues with --resume")
-        raise
-    except OSError as error:
-        return fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
-    except KeyboardInterrupt:
-        return fail("interrupted; a training run continues with --resume", code=130)
+    name, rest = split_command(words)
+    check_launch(name)
+    with silent_unless_first():
+        return COMMANDS[name][0](rest) or 0
 
 
 # What several processes can do together.
@@ -158,6 +170,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "compress": (compress, "image files to one .vlae file, of the size that the bound promises"),
     "decompress": (decompress, "a .vlae file to image files, exact in every pixel"),
     "info": (info, "what a .vlae file holds"),
+    "export": (export, "encoder and decoder as programs that need no vlae: torch.export, and ONNX with --onnx"),
     "models": (models, "list the pretrained models"),
     "verify": (verify, "check this installation against exact answers, in seconds"),
 }

@@ -20,7 +20,7 @@ def parser_for(name: str) -> Any:
 
 def add_choice(parser: Any) -> None:
     """Which model: `choose_model` reads it."""
-    parser.add_argument("--model", type=str | None, default=None, help="pretrained name, or directory of a saved model")
+    parser.add_argument("--model", type=str | None, default=None, help="pretrained name, saved model, or hf:org/name")
     parser.add_argument("--run", type=str | None, default=None, help="run directory")
     parser.add_argument("--config", type=str | None, default=None, help="the run of this configuration")
 
@@ -65,6 +65,7 @@ def check_one_choice(settings: Any) -> None:
 
 def choose_model(settings: Any) -> tuple[Any, Path]:
     """The model that was asked for, else that of the newest run (saying so), and where to put what is made of it."""
+    from vlae.models.hub import PREFIX
     from vlae.models.saving import load, pretrained_names
     from vlae.training.run import export
 
@@ -72,6 +73,8 @@ def choose_model(settings: Any) -> tuple[Any, Path]:
     if settings.model:
         if settings.model in pretrained_names() and not Path(settings.model).exists():
             return load(settings.model), Path("outputs") / settings.model
+        if settings.model.startswith(PREFIX):
+            return load(settings.model), Path("outputs") / settings.model.rpartition("/")[2]
         path = Path(settings.model)
         return load(path), path.parent if path.name == "model" else path
     directory = choose_run(settings)

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NamedTuple
+from typing import NamedTuple, cast
+from zipfile import ZipFile
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -35,8 +36,6 @@ _LONGEST_SIDE = 65535
 _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 _LONGEST_NAME = 4096
 _LARGEST_ARRAY = 1 << 30  # bytes; a small zip file can hold terabytes of zeros
-# Pillow finds the format by the content, and some formats run other programs or lose bits on the way to 8.
-_FORMATS = {"BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"}
 # How each mode of Pillow is kept. The others (CMYK, YCbCr, LAB, ...) don't become RGB exactly.
 _MODES = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGB": "RGB", "RGBA": "RGB"}
 
@@ -335,8 +334,8 @@ def _clash(targets: Sequence[str]) -> tuple[int, int] | None:
 
 def _image(path: Path) -> np.ndarray:
     """uint8 [1, C, h, w]."""
-    with formats.reading(path, "image"), folder.opened(path) as image:
-        if image.format not in _FORMATS:
+    with formats.reading(path, "image"), formats.open_image(path) as image:
+        if image.format not in folder.FORMATS:  # others lose bits on the way to 8
             raise VlaeError(f"{path}: its content is {image.format}; save it as PNG")
         if image.mode.startswith(("I", "F")) or _deep(image):
             raise VlaeError(f"{path}: pixels of more than 8 bits; save it with 8 bits per channel")
@@ -396,10 +395,10 @@ def _of_npz(path: Path, variables: np.lib.npyio.NpzFile) -> np.ndarray:
         if key not in variables.files:
             held = ", ".join(variables.files[:8]) or "nothing"
             raise VlaeError(f"{path}: holds {held}; expected one array, or one under the name images")
-        # The zip file's own word suffices: zipfile reads no more than this.
-        if max(info.file_size for info in variables.zip.infolist()) > _LARGEST_ARRAY:  # type: ignore[union-attr]
+        archive = cast(ZipFile, variables.zip)
+        if max(info.file_size for info in archive.infolist()) > _LARGEST_ARRAY:
             raise VlaeError(f"{path}: an array of more than {_LARGEST_ARRAY} bytes; cut it into several files")
-        return np.asarray(variables[key])
+        return formats.read_member(path, archive, key, _LARGEST_ARRAY)
 
 
 def _up(size: int, tile: int) -> int:

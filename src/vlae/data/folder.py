@@ -1,6 +1,5 @@
 """Any directory of images: each resized to a square, or random crops of all of them."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from vlae.data.seeds import Stream, generator
 from vlae.errors import VlaeError
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# Pillow finds the format by the content, and would run other programs to draw some (EPS).
+FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class CropDataset(ImageDataset):
@@ -120,7 +121,7 @@ def folder(
 
 def read_image(path: Path, mode: str, size: int | None = None) -> Tensor:
     """An image file as uint8 [C, h, w], turned as its EXIF data says; with `size`, its middle square resized."""
-    with formats.reading(path, "image"), opened(path) as image:
+    with formats.reading(path, "image"), formats.open_image(path, FORMATS) as image:
         if image.mode.startswith(("I", "F")):
             raise VlaeError(f"{path}: pixels of more than 8 bits ({image.mode}); save it with 8 bits")
         upright = ImageOps.exif_transpose(image).convert(mode)
@@ -128,13 +129,6 @@ def read_image(path: Path, mode: str, size: int | None = None) -> Tensor:
             upright = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.array(upright))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
-
-
-def opened(path: Path) -> Image.Image:
-    """An image file opened by Pillow, which only warns of images of one to two times its limit: refuse these too."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(path)
 
 
 def _check_options(size: int | None, crop: int | None, mode: str, crops_per_epoch: int | None) -> None:

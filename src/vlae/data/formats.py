@@ -3,8 +3,9 @@
 import gzip
 import io
 import math
+import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
@@ -15,6 +16,9 @@ from PIL import Image, ImageOps
 from vlae.data.sources import one_line
 from vlae.errors import VlaeError
 
+_LARGEST_ARRAY = 1 << 32  # bytes; the full dSprites are 3 GB
+_LARGEST_PNG = 1 << 26  # bytes
+_header_2 = np.lib.format.read_array_header_2_0
 _LIMIT = 1 << 30  # bytes; no idx file of a known set comes near, and a broken header may ask for terabytes
 
 
@@ -61,7 +65,10 @@ def read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
-    """Variables of a MATLAB file (version 5)."""
+    """Variables of a MATLAB file (version 5).
+
+    Only of files that have been held to a checksum: SciPy's parser, in C, can crash on damaged ones.
+    """
     from scipy.io import loadmat
 
     with reading(path, "MATLAB file"):
@@ -70,9 +77,27 @@ def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
 
 
 def read_npz(path: Path, *keys: str) -> list[np.ndarray]:
-    """Arrays of an npz file; pickled objects are refused."""
-    with reading(path, "npz file"), np.load(path, allow_pickle=False) as variables:
-        return [_variable(path, variables, key) for key in keys]
+    """Arrays of an npz file; pickled objects are refused, and sizes that the file does not hold."""
+    with reading(path, "npz file"), zipfile.ZipFile(path) as archive:
+        return [read_member(path, archive, key, _LARGEST_ARRAY) for key in keys]
+
+
+def read_member(path: Path, archive: zipfile.ZipFile, key: str, limit: int) -> np.ndarray:
+    """One array of an npz file that is open, of `limit` bytes at most."""
+    name = f"{key}.npy"
+    if name not in archive.namelist():
+        raise VlaeError(f"{path}: holds no {key!r}; fetch the file again")
+    # zipfile reads no more than this, so neither a small file of zeros nor a header can ask for more.
+    size = archive.getinfo(name).file_size
+    if size > limit:
+        raise VlaeError(f"{path}: {key} has {size} bytes, {limit} at most; fetch the file again")
+    with archive.open(name) as stream:
+        header = np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(stream) == (1, 0) else _header_2
+        shape, _, dtype = header(stream)
+        if math.prod(shape) * dtype.itemsize > size:
+            raise VlaeError(f"{path}: the header of {key} asks for {shape}, more than it holds; fetch the file again")
+    with archive.open(name) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def read_amat(path: Path) -> np.ndarray:
@@ -101,10 +126,26 @@ def read_png_zip(path: Path, side: int) -> tuple[np.ndarray, list[str]]:
             raise VlaeError(f"{path}: no PNG image in it; fetch the file again")
         images = np.empty((len(names), side, side), np.uint8)
         for image, name in zip(images, names, strict=True):
-            with Image.open(io.BytesIO(archive.read(name))) as png:
+            if archive.getinfo(name).file_size > _LARGEST_PNG:
+                raise VlaeError(f"{path}: {name} has more than {_LARGEST_PNG} bytes; fetch the file again")
+            with open_image(io.BytesIO(archive.read(name)), ["PNG"]) as png:
                 grey = ImageOps.invert(png.convert("L")).resize((side, side), Image.Resampling.BOX)
                 image[:] = np.asarray(grey)
         return images, names
+
+
+def open_image(source: Path | IO[bytes], kinds: Sequence[str] | None = None) -> Image.Image:
+    """An image opened by Pillow, which only warns of images of one to two times its limit: refuse these too.
+
+    `kinds` are Pillow's names of the formats that it may be of, whatever its name says.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(source)
+    if kinds and image.format not in kinds:
+        image.close()
+        raise ValueError(f"its content is {image.format}")
+    return image
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -116,4 +157,7 @@ def _opened(path: Path) -> IO[bytes]:
 def _variable(path: Path, variables: object, key: str) -> np.ndarray:
     if key not in variables:  # type: ignore[operator]
         raise VlaeError(f"{path}: holds no {key!r}; fetch the file again")
-    return np.asarray(variables[key])  # type: ignore[index]
+    array = np.asarray(variables[key])  # type: ignore[index]
+    if array.dtype.kind not in "buif" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+        raise VlaeError(f"{path}: {key!r} holds NaN, infinite values or no numbers; fetch the file again")
+    return array

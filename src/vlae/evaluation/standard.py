@@ -10,7 +10,6 @@ numbers compare models with one another, and mean little by themselves.
 
 from __future__ import annotations
 
-import pickle
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
@@ -188,7 +187,7 @@ def _read(what: str, path: Path, remedy: str = "delete it and fetch it again") -
     """A file of tensors by name; nothing in it is run."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch.load raises many kinds for damaged files
         raise Unavailable(f"{what}: {path} can't be read ({one_line(error)}); {remedy}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise Unavailable(f"{what}: {path} holds other things than weights; {remedy}")

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import json
 import os
-import shutil
 import tempfile
 from functools import wraps
 from importlib import resources
@@ -19,6 +18,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from vlae.errors import VlaeError
+from vlae.files import replacing_directory, set_aside
+from vlae.models import hub
 
 if TYPE_CHECKING:
     from vlae.models.base import LatentVariableModel
@@ -88,50 +89,61 @@ class Savable(nn.Module):
         path = Path(path)
         if path.exists() and not (path / CONFIG).is_file() and (not path.is_dir() or any(path.iterdir())):
             raise VlaeError(f"{path} exists and is not a saved model: choose another path, nothing was written")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
-        try:
-            new.chmod(0o755)  # mkdtemp's are private
-            weights = safetensors.torch.save({k: v.contiguous() for k, v in self.state_dict().items()})
+        weights = safetensors.torch.save({k: v.contiguous() for k, v in self.state_dict().items()})
+        config = {
+            "format": FORMAT,
+            "model": type(self).__name__,
+            "arguments": self.config,
+            "metadata": self.metadata,
+            "sha256": hashlib.sha256(weights).hexdigest(),
+        }
+        with replacing_directory(path) as new:
             (new / WEIGHTS).write_bytes(weights)
-            config = {
-                "format": FORMAT,
-                "model": type(self).__name__,
-                "arguments": self.config,
-                "metadata": self.metadata,
-                "sha256": hashlib.sha256(weights).hexdigest(),
-            }
-            (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-            (new / CARD).write_text(card or f'# {type(self).__name__}\n\nLoad with `vlae.load("{path.name}")`.\n')
-            _replace_directory(path, new)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+            (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            text = card or f'# {type(self).__name__}\n\nLoad with `vlae.load("{path.name}")`.\n'
+            (new / CARD).write_text(text, encoding="utf-8")
         return path
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str]) -> Self:
-        """Loads a saved model of this class from a directory or a pretrained name."""
+        """Loads a saved model of this class from a directory, a pretrained name, or the Hub ("org/name")."""
+        if not Path(path).exists() and hub.repository_of(str(path)):
+            path = f"{hub.PREFIX}{path}"
         model = load(path)
         if not isinstance(model, cls):
             raise VlaeError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}: use vlae.load")
         return model
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload model",
+        revision: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        card: str | None = None,
+    ) -> str:
+        """Saves the model to the Hugging Face Hub, in one commit, and returns the commit's address.
 
-def _replace_directory(path: Path, new: Path) -> None:
-    """Puts `new` in the place of `path`; the old content is removed last, so that one of the two is always whole."""
-    if not path.exists():
-        os.rename(new, path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
-    try:
-        os.rename(path, old)
-        try:
-            os.rename(new, path)
-        except OSError:
-            os.rename(old, path)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        Args:
+            repo_id: "org/name"; made if missing.
+            commit_message: of the commit.
+            revision: branch to commit to; None is the main one.
+            private: whether a new repository is private; None leaves it to the organisation.
+            token: to write with; None takes that of `hf auth login`.
+            card: the text of the model card.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            about = card or f'# {repo_id}\n\nLoad with `vlae.load("{hub.PREFIX}{repo_id}")`.\n'
+            header = "" if about.startswith("---") else _HUB_HEADER
+            path = self.save_pretrained(Path(folder) / "model", header + about)
+            load(path)  # what can't be read again is not published
+            return hub.upload(path, repo_id, commit_message, revision, private, token)
+
+
+# What the Hub shows and searches by.
+_HUB_HEADER = "---\nlibrary_name: vlae\ntags:\n- variational-autoencoder\n---\n\n"
 
 
 def known_models() -> list[type[Savable]]:
@@ -146,16 +158,22 @@ def pretrained_names() -> list[str]:
 
 
 def locate(path_or_name: str | os.PathLike[str]) -> Path:
-    """The directory of a saved model: from its path, a run directory with it in `model/`, or a pretrained name."""
+    """The directory of a saved model: from its path, a run directory with it in `model/`, a pretrained name, or
+    "hf:org/name" (fetched from the Hugging Face Hub)."""
+    name = str(path_or_name)
+    if name.startswith(hub.PREFIX):
+        return hub.download(name.removeprefix(hub.PREFIX), (CONFIG, WEIGHTS))
     path = Path(path_or_name)
     for candidate in (path, path / "model"):
         if (candidate / CONFIG).is_file():
             return candidate
-    if str(path_or_name) in pretrained_names():
-        return Path(str(resources.files("vlae") / "pretrained" / str(path_or_name)))
+    if name in pretrained_names():
+        return Path(str(resources.files("vlae") / "pretrained" / name))
+    if not path.exists() and (kept := set_aside(path)):
+        raise VlaeError(f"{path} was being replaced when the process was killed: the old model is {kept[0]}")
     raise VlaeError(
-        f"no saved model at {str(path_or_name)!r}: give a directory with {CONFIG} and {WEIGHTS}, "
-        f"or a pretrained name ({', '.join(pretrained_names()) or 'none shipped'})"
+        f"no saved model at {name!r}: give a directory with {CONFIG} and {WEIGHTS}, "
+        f"a pretrained name ({', '.join(pretrained_names()) or 'none shipped'}), or {hub.PREFIX}ORGANISATION/NAME"
     )
 
 

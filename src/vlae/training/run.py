@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,11 +27,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from vlae import data, processes
 from vlae.errors import VlaeError
-from vlae.files import write_text
+from vlae.files import aside, set_aside, write_text
 from vlae.models.base import LatentVariableModel
-from vlae.models.saving import build
 from vlae.objectives import Objective
 from vlae.training.callbacks import AveragedWeights, CompiledTraining, EpochReport
+from vlae.training.checkpoints import WholeCheckpoints, check_resumable, model_of
+from vlae.training.checkpoints import read_checkpoint as read_checkpoint
 from vlae.training.devices import STRATEGIES, Layout, check_model, layout, strategy_for
 from vlae.training.speed import best_precision, can_compile
 from vlae.training.task import OptimizerSettings, Task
@@ -271,6 +272,7 @@ def _engine(settings: TrainerSettings, directory: Path, checkpoints: ModelCheckp
         strategy=strategy_for(where, settings.strategy),
         sync_batchnorm=where.processes > 1,
         callbacks=callbacks,
+        plugins=[WholeCheckpoints()],
         logger=TensorBoardLogger(directory, name="logs", version=""),
         enable_progress_bar=settings.progress_bar,
         enable_model_summary=False,
@@ -285,55 +287,27 @@ def export(directory: Path) -> Path:
     best = directory / "ckpts" / "best.ckpt"
     if not best.is_file():
         raise VlaeError(f"{directory} has no finished epoch ({best} is missing): train it, or --resume it")
-    checkpoint = read_checkpoint(best)
-    about = checkpoint["vlae"]
-    model = build(about["model"], about["arguments"])
-    prefix = "model."
-    state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    dtype = next(v.dtype for v in state.values() if v.is_floating_point())
-    model.to(dtype).load_state_dict(state)
-    model.metadata = {**about["metadata"], "epochs": checkpoint["epoch"] + 1, "steps": checkpoint["global_step"]}
-    return model.save_pretrained(directory / "model")
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A Lightning checkpoint of this package, read without unpickling code."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"vlae", "state_dict", "epoch", "global_step"} <= checkpoint.keys():
-            raise KeyError("vlae")
-    except Exception as error:  # torch.load raises many kinds for damaged files
-        raise VlaeError(f"{path} is not a whole checkpoint of vlae ({type(error).__name__}): train again") from None
-    return checkpoint
-
-
-def check_resumable(last: Path, model: LatentVariableModel) -> None:
-    """Refuses to resume from a checkpoint that is missing, damaged, or of a model with other settings."""
-    if not last.is_file():
-        raise VlaeError(f"nothing to resume: {last} does not exist; train without --resume")
-    about = read_checkpoint(last)["vlae"]
-    stored = build(about["model"], about["arguments"]).config  # with the defaults of arguments that are new since
-    different = [key for key in {**stored, **model.config} if stored.get(key) != model.config.get(key)]
-    if different:
-        raise VlaeError(
-            f"{last} is of a model with another {', '.join(different)}: resume with the run's own config.yaml, "
-            "or choose another --run.name"
-        )
+    return model_of(best).save_pretrained(directory / "model")
 
 
 def choose_directory(settings: RunSettings, default_name: str, resume: bool) -> Path:
     """The run's directory; refuses one that exists, unless it is to be resumed or overwritten. Changes nothing."""
     directory = Path(settings.root) / (settings.name or default_name)
-    if resume or not directory.exists():
+    if resume or not (directory.exists() or set_aside(directory)):
         return directory
     if not settings.overwrite:
         raise VlaeError(
             f"the run {directory} exists: continue it with --resume, replace it with --run.overwrite true, "
             "or choose another --run.name"
         )
-    if not (directory / "config.yaml").is_file() and any(directory.iterdir()):
+    if not (directory / "config.yaml").is_file() and _holds_something_else(directory):
         raise VlaeError(f"{directory} is not a run, so it is not overwritten: choose another --run.name")
     return directory
+
+
+def _holds_something_else(directory: Path) -> bool:
+    """Whether there is more in a directory than a run that was killed at once has left."""
+    return directory.exists() and any(path.name != "logs" and path.suffix != ".tmp" for path in directory.iterdir())
 
 
 @contextmanager
@@ -343,27 +317,58 @@ def room_for(directory: Path, resume: bool) -> Iterator[None]:
     A run that was there is kept aside until its successor has finished an epoch. What fails before that comes to
     nothing: the old run is put back, and without one no directory is left to stand in the way of the next try.
     """
-    aside: Path | None = None
+    old: Path | None = None
+    put_back(directory)
+    sweep(directory)
     if directory.exists() and not resume:  # to be overwritten: `choose_directory` let it through
-        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old-", dir=directory.parent))
-        directory.rename(aside / "run")
+        old = aside(directory)
+        directory.rename(old)
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     try:
         yield
     finally:
-        begun = resume or (directory / "ckpts" / "last.ckpt").is_file()
+        begun = resume or has_finished_an_epoch(directory)
         if not begun:
             shutil.rmtree(directory, ignore_errors=True)
-            if aside:
-                (aside / "run").rename(directory)
-        if aside:
-            shutil.rmtree(aside, ignore_errors=True)
+            if old:
+                old.rename(directory)
+        if old:
+            shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def sweep(directory: Path) -> None:
+    """Removes what a killed process has left of files that it was writing into a run."""
+    for left in directory.rglob(".*.tmp"):
+        left.unlink(missing_ok=True)
+    for left in directory.glob(".model.*-*"):  # it is made again from the best checkpoint
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def has_finished_an_epoch(directory: Path) -> bool:
+    """Whether a run has a checkpoint."""
+    return any((directory / "ckpts").glob("*.ckpt"))
+
+
+def put_back(directory: Path) -> None:
+    """The run that a killed process had set aside, unless its successor had finished an epoch."""
+    for old in set_aside(directory):
+        if not has_finished_an_epoch(directory):
+            shutil.rmtree(directory, ignore_errors=True)
+            old.rename(directory)
+        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+class LogFile(logging.FileHandler):
+    """A log whose lines may be lost on a full disk: the console has them, and what matters fails by itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Passes over the line, without the traceback that logging would print."""
 
 
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Copies this package's log lines to a file as well as to the console."""
-    handler = logging.FileHandler(path)
+    handler = LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("vlae")
     package.addHandler(handler)
@@ -381,6 +386,14 @@ def quiet() -> Iterator[None]:
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
+    report = threading.excepthook
+
+    def report_but_not_twice(args: threading.ExceptHookArgs) -> None:
+        # TensorBoard's thread has met a full disk: the training meets the same error, and prints it in one line.
+        if not issubclass(args.exc_type, OSError):
+            report(args)
+
+    threading.excepthook = report_but_not_twice
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning.*")
@@ -388,5 +401,6 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             yield
     finally:
+        threading.excepthook = report
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)

@@ -19,6 +19,7 @@ from vlae.errors import VlaeError
 from vlae.evaluation import LatentStatistics, keyed_generators, noise_means
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.objectives import Objective
+from vlae.training.checkpoints import FORMAT
 
 
 class OptimizerSettings:
@@ -226,6 +227,7 @@ class Task(pl.LightningModule):
         The metadata say how many nats of the rate were free when these weights were kept.
         """
         checkpoint["vlae"] = {
+            "format": FORMAT,
             "model": type(self.model).__name__,
             "arguments": self.model.config,
             "metadata": {**self.model.metadata, "free_nats_at_end": self.objective.floor(self.progress)},

@@ -1,0 +1,230 @@
+"""What goes wrong on real machines: one clear line, exit code 2, and nothing lost."""
+
+import os
+import resource
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+import vlae
+from vlae.cli import main
+from vlae.cli.output import system_error
+from vlae.data.arrays import to_levels
+from vlae.files import aside, replacing_directory, set_aside, write_bytes
+from vlae.training import checkpoints, run
+from vlae.training.checkpoints import WholeCheckpoints, read_checkpoint
+
+TINY = ["--model", "VAE", "--model.latent_dim", "2", "--model.architecture", "mlp", "--model.widths", "[4]"]
+TINY += [
+    "--data.binarize",
+    "dynamic",
+    "--data.limit",
+    "200",
+    "--data.validation_limit",
+    "20",
+    "--data.batch_size",
+    "50",
+]
+TINY += ["--trainer.progress_bar", "false", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu"]
+
+
+def train(*words, epochs=1):
+    return main(["train", *TINY, "--run.name", "tiny", "--trainer.max_epochs", str(epochs), *words])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def line(capsys):
+    """The one line on standard error."""
+
+    def read():
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return read
+
+
+@contextmanager
+def room_for_files_of(size):
+    """No file may become larger, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def contents(directory):
+    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_full_disk_while_training_keeps_the_last_checkpoint_and_the_run_goes_on(here, line):
+    assert train(epochs=1) == 0
+    ckpts = here / "outputs" / "tiny" / "ckpts"
+    before = contents(ckpts)
+    with room_for_files_of(8000):  # a checkpoint needs more
+        assert train("--resume", epochs=2) == 2
+    message = line()
+    assert "ckpt; free some space" in message and "--resume" in message
+    assert contents(ckpts) == before
+    assert train("--resume", epochs=2) == 0
+    assert read_checkpoint(ckpts / "last.ckpt")["epoch"] == 1
+
+
+def test_a_full_disk_in_the_first_epoch_leaves_nothing_behind(here, line):
+    with room_for_files_of(8000):
+        assert train() == 2
+    assert "ckpt; free some space" in line()
+    assert not any((here / "outputs").iterdir())
+
+
+def test_half_a_checkpoint_is_never_under_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    writer = WholeCheckpoints()
+    writer.save_checkpoint({"weights": torch.zeros(10)}, path)
+    with room_for_files_of(5000), pytest.raises(OSError, match=r"large|room|space") as caught:
+        writer.save_checkpoint({"weights": torch.zeros(10_000)}, path)
+    assert caught.value.filename == str(path)
+    assert len(writer.load_checkpoint(path)["weights"]) == 10
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_full_disk_while_compressing_keeps_the_old_file(here, line):
+    model = vlae.VAE((1, 8, 8), latent_dim=2, architecture="mlp", widths=[4])
+    model.save_pretrained("model")
+    np.savez("images.npz", images=np.random.default_rng(0).integers(0, 2, (40, 8, 8), dtype=np.uint8))
+    (here / "out.vlae").write_bytes(b"old")
+    with room_for_files_of(100):
+        assert main(["compress", "images.npz", "out.vlae", "--model", "model", "--verify", "false"]) == 2
+    assert "out.vlae; free some space" in line()
+    assert (here / "out.vlae").read_bytes() == b"old"
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_that_is_read_only(here, line):
+    (here / "outputs").mkdir()
+    (here / "outputs").chmod(0o500)
+    assert train() == 2
+    assert "choose a place that can be written to" in line()
+
+
+def test_what_the_system_says_of_read_only_places():
+    error = PermissionError(13, "Permission denied", "/a")
+    assert system_error(error) == "Permission denied: /a; choose a place that can be written to"
+
+
+def test_data_with_nan():
+    for data in (np.full((4, 1, 8, 8), np.nan), torch.full((4, 1, 8, 8), float("inf"))):
+        with pytest.raises(vlae.VlaeError, match="NaN"):
+            to_levels(data)
+
+
+@pytest.fixture
+def finished(here):
+    assert train() == 0
+    return here / "outputs" / "tiny"
+
+
+def test_damaged_checkpoints_and_those_of_other_versions(finished, line):
+    last, whole = finished / "ckpts" / "last.ckpt", (finished / "ckpts" / "last.ckpt").read_bytes()
+    for damaged in (whole[:-100], whole[: len(whole) // 2], b"", whole[:2000] + bytes(500) + whole[2500:]):
+        last.write_bytes(damaged)
+        assert train("--resume", epochs=2) == 2
+        message = line()
+        assert "not a whole checkpoint" in message and "best.ckpt over it" in message
+    checkpoint = torch.load(finished / "ckpts" / "best.ckpt", weights_only=True)
+    assert checkpoint["vlae"]["format"] == checkpoints.FORMAT
+    for change, reason in (
+        ({"format": 99, "whatever": 1}, "another version of vlae (format 99"),
+        ({"model": "Later"}, "does not build"),
+        ({"arguments": {"image_shape": [1, 8, 8], "later": 1}}, "does not build"),
+        ({"arguments": None}, "does not build"),
+    ):
+        torch.save({**checkpoint, "vlae": {**checkpoint["vlae"], **change}}, last)
+        assert train("--resume", epochs=2) == 2
+        assert reason in line()
+    last.write_bytes(whole)
+    assert train("--resume", epochs=2) == 0
+
+
+def test_weights_of_another_model_are_no_model(finished, line):
+    best = finished / "ckpts" / "best.ckpt"
+    checkpoint = torch.load(best, weights_only=True)
+    for state in ({}, {"model.x": torch.zeros(3)}, {**checkpoint["state_dict"], "model.more": torch.zeros(1)}):
+        torch.save({**checkpoint, "state_dict": state}, best)
+        with pytest.raises(vlae.VlaeError, match="not those of its model") as caught:
+            run.export(finished)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_of_another_model(finished, line):
+    assert train("--resume", "--model.latent_dim", "3", epochs=2) == 2
+    assert "another latent_dim" in line()
+
+
+def test_a_run_that_was_killed_while_it_overwrote_another_loses_neither(finished, line):
+    """The old run lies aside, its successor has no checkpoint yet."""
+    before = contents(finished)
+    os.rename(finished, aside(finished))
+    (finished / "logs").mkdir(parents=True)
+    assert train("--resume") == 2
+    assert "move it back" in line()
+    assert train() == 2
+    assert "exists" in line()
+    with room_for_files_of(8000):  # the next attempt fails too: the old run is put back
+        assert train("--run.overwrite", "true") == 2
+    line()
+    assert contents(finished) == before
+    assert train("--run.overwrite", "true") == 0
+    assert not set_aside(finished)
+
+
+def test_a_model_that_was_being_replaced_when_the_process_died_is_named(tmp_path):
+    path = vlae.VAE((1, 4, 4), latent_dim=2, architecture="mlp").save_pretrained(tmp_path / "model")
+    os.rename(path, aside(path))
+    with pytest.raises(vlae.VlaeError, match="the old model is") as caught:
+        vlae.load(path)
+    assert isinstance(vlae.load(str(caught.value).rpartition("is ")[2]), vlae.VAE)
+
+
+def test_two_failing_renames_lose_nothing(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    write_bytes(tmp_path / "a" / "file", b"old")
+    rename, calls = os.rename, []
+
+    def failing(source, target):
+        calls.append(source)
+        if len(calls) > 1:
+            raise OSError("no")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+
+    def replace():
+        with replacing_directory(tmp_path / "a") as new:
+            (new / "file").write_bytes(b"new")
+
+    with pytest.raises(OSError, match="no"):
+        replace()
+    (kept,) = set_aside(tmp_path / "a")
+    assert (kept / "file").read_bytes() == b"old"
+
+
+def test_output_into_a_pipe_that_nobody_reads(monkeypatch, capsys):
+    end, start = os.pipe()
+    os.close(end)
+    with os.fdopen(start, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        assert main(["--help"]) == 141
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""
