@@ -1,6 +1,6 @@
 """Runs the notebooks from top to bottom and keeps what they print and draw, as they are committed.
 
-python scripts/run_notebooks.py                          # all of notebooks/, about two minutes on two cores
+python scripts/run_notebooks.py                          # all of notebooks/, about three minutes on two cores
 python scripts/run_notebooks.py notebooks/vlae.ipynb
 """
 
@@ -24,7 +24,7 @@ TIMEOUT = 1200  # seconds for one cell
 def execute(path: Path) -> nbformat.NotebookNode:
     """The notebook with its outputs, run in a fresh kernel; raises `nbclient.exceptions.CellExecutionError`."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", record_timing=False)
+    client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", record_timing=False, coalesce_streams=True)
     client.execute(cwd=str(path.parent))
     return tidy(notebook)
 
