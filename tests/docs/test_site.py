@@ -131,7 +131,7 @@ def test_pages_and_search_work_from_the_disk_in_a_browser(site):
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name}, {width} wide"
                 assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth)"), name
             if width == 1280:
-                page.fill("input[name=query]", "wavefront")
+                page.locator("input[name=query]").press_sequentially("wavefront")  # keys, which the search listens to
                 page.wait_for_selector(".md-search-result__item a")
         browser.close()
     assert not wrong
