@@ -24,7 +24,8 @@ TIMEOUT = 1200  # seconds for one cell
 def execute(path: Path) -> nbformat.NotebookNode:
     """The notebook with its outputs, run in a fresh kernel; raises `nbclient.exceptions.CellExecutionError`."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", record_timing=False, coalesce_streams=True)
+    options = {"timeout": TIMEOUT, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
+    client = NotebookClient(notebook, **options)
     client.execute(cwd=str(path.parent))
     return tidy(notebook)
 
