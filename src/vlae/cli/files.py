@@ -35,11 +35,11 @@ def compress(words: list[str]) -> int:
         raise VlaeError("give files or --data.name, not both")
     if Path(output).suffix != ".vlae":
         raise VlaeError(f"the last name is the file to write and should end in .vlae; got {output!r}")
-    model, _ = choose_model(settings)
+    model, directory = choose_model(settings)
     options = {
         key: settings[key] for key in ("lossy_step", "lossy_bits", "images_per_block", "coder", "verify", "workers")
     }
-    options["name"] = Path(settings.model or settings.run or settings.config or "").name
+    options["name"] = Path(settings.model or settings.run or settings.config or directory).name
     started = time.monotonic()
     if inputs:
         codec.compress_files(model, inputs, output, **options)
