@@ -17,6 +17,7 @@ _ADVICE = {
     errno.EACCES: _NOT_ALLOWED,
     errno.EPERM: _NOT_ALLOWED,
     errno.EROFS: _NOT_ALLOWED,
+    errno.EEXIST: "something else is there: choose another name",
 }
 
 
