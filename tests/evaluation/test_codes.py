@@ -72,7 +72,7 @@ def test_draws_of_a_share_approach_its_closed_form():
     exact = code_bits(model, data)[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "vlae.evaluation.codes.rate_per_dimension",
+            "vlae.sampling.traversal.rate_per_dimension",
             lambda q, p, z: q.log_prob_per_dimension(z) - p.log_prob_per_dimension(z),
         )
         estimate = code_bits(model, data, 4000)[0]

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from vlae.data import Batches, ImageDataset
 from vlae.distributions.delta import AR1
-from vlae.distributions.ladder import LadderPosterior, rates_of_levels
 from vlae.distributions.normal import StandardNormal
-from vlae.distributions.posteriors import GaussianHead, rate_per_dimension
+from vlae.distributions.posteriors import GaussianHead
 from vlae.errors import VlaeError
 from vlae.evaluation.bounds import keyed_generators
 from vlae.evaluation.information import BITS
@@ -26,6 +25,7 @@ from vlae.evaluation.probes import flattened
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
 from vlae.models.vqvae import VQVAE
+from vlae.sampling.traversal import shares
 
 SPACES = ("latent", "noise")
 
@@ -113,16 +113,9 @@ def code_bits(
         for x, positions, context in batches_of(model, dataset, batch_size):
             q, prior = model.encode(x, **given(context)), model.prior(**given(context))
             generators = keyed_generators(positions, seed)
-            rates = [_rates(q, prior, q.rsample(generator=generators)) for _ in range(draws)]
+            rates = [shares(q, prior, q.rsample(generator=generators)) for _ in range(draws)]
             rows.append(torch.stack([rate.flatten(1).double().cpu() for rate in rates]).mean(0))
     return torch.cat(rows) * BITS
-
-
-def _rates(q: Any, prior: Any, z: Any) -> Tensor:
-    """Each dimension's share of the rate in nats, as `Bound.rate_per_dimension`, without decoding z."""
-    if isinstance(q, LadderPosterior):
-        return torch.cat(rates_of_levels(q, z), 1)
-    return rate_per_dimension(q, prior, z)
 
 
 def _in_space(prior: Any, z: Any, space: str) -> Tensor:

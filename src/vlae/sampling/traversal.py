@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,9 +38,17 @@ def dimension_rates(model: LatentVariableModel, x: Tensor, context: Tensor | Non
     with model.evaluating():
         q = model.encode(x, **told)
         z = q.rsample(generator=[torch.Generator().manual_seed(seed + index) for index in range(len(x))])
-        if isinstance(q, LadderPosterior):
-            return torch.cat(rates_of_levels(q, z), -1).mean(0)
-        return rate_per_dimension(q, model.prior(**told), z).flatten(1).mean(0)
+        return shares(q, model.prior(**told), z).flatten(1).mean(0)
+
+
+def shares(q: Any, prior: Any, z: Any) -> Tensor:
+    """Each dimension's share of the rate of codes z ~ q [N, *latent_shape] in nats, shaped like z; nothing is decoded.
+
+    As `Bound.rate_per_dimension`; a ladder's levels in one row, [N, D].
+    """
+    if isinstance(q, LadderPosterior):
+        return torch.cat(rates_of_levels(q, z), -1)
+    return rate_per_dimension(q, prior, z)
 
 
 def informative_dimensions(
