@@ -37,7 +37,7 @@ from vlae.codec.coding import IMAGES_PER_BLOCK, to_levels
 from vlae.codec.container import Container
 from vlae.codec.rounding import Bins, Float, Int
 from vlae.data import ImageDataset
-from vlae.evaluation.bounds import keyed_generators
+from vlae.evaluation.passes import keyed_generators
 from vlae.files import write_text
 from vlae.models.base import LatentVariableModel
 from vlae.training.speed import machine

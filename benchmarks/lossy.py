@@ -27,8 +27,8 @@ import vlae.codec
 from vlae import VlaeError, cli, figures
 from vlae.codec.lossy import Texture
 from vlae.data import ImageDataset
-from vlae.evaluation.bounds import standard_error
 from vlae.evaluation.classifier import Classifier, trained_classifier
+from vlae.evaluation.passes import standard_error
 from vlae.figures.charts import DARK, LIGHT, WARM
 from vlae.models.base import LatentVariableModel
 

@@ -208,6 +208,15 @@ def after_first(work: Callable[[], T]) -> T:
     return made[0] if made else work()
 
 
+def of_first(work: Callable[[], T]) -> T:
+    """What `work` gives in the first process, told to all; the others don't do it.
+
+    Raises:
+        VlaeError: that of the first process is raised in all.
+    """
+    return in_turn(lambda: [work()] if first() else [])[0] if connected() else work()
+
+
 def wait() -> None:
     """Until all are here."""
     if connected():

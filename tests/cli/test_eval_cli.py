@@ -7,7 +7,7 @@ import shutil
 import pytest
 from jsonargparse import ArgumentParser
 
-from vlae import VlaeError
+from vlae import VLAE, VlaeError
 from vlae.cli import main
 from vlae.evaluation import classifier
 from vlae.training.configuration import gather, parse
@@ -133,3 +133,29 @@ def test_other_words_are_left_alone():
     assert gather(words, ["--dims"]) == words
     with pytest.raises(VlaeError, match="--dims needs one word or more"):
         gather(["--dims", "--count", "1"], ["--dims"])
+
+
+def test_the_nll_of_every_image_is_kept_and_gone_on_from(folder, monkeypatch, capsys):
+    words = ["eval", "outputs/tiny", "--only", "bound", "nll", "--nll_samples", "2", "5", "--keep", "kept/nll.csv"]
+    assert main([*words, "--nll_images", "20"]) == 0
+    values = json.loads((reports(folder) / "evaluation.json").read_text())
+    assert values["errors"]["nll_of_all"] < values["errors"]["nll"]
+    assert "NLL of all images [nats]" in capsys.readouterr().out
+    lines = (folder / "kept" / "nll.csv").read_text().splitlines()
+    assert len(lines) == 22 and lines[1] == "position,elbo,variance,nll_2,nll_5,ess_2,ess_5"
+
+    measured, importance_weights = [], VLAE.importance_weights
+    monkeypatch.setattr(
+        VLAE,
+        "importance_weights",
+        lambda self, x, *rest: (measured.append(len(x)), importance_weights(self, x, *rest))[1],
+    )
+    assert main([*words, "--nll_images", "0"]) == 0
+    every = json.loads((reports(folder) / "evaluation.json").read_text())
+    assert sum(measured) == 280 and every["images_by_group"]["nll"] == 300
+    assert abs(values["values"]["nll_of_all"] - every["values"]["nll"]) < 4 * values["errors"]["nll_of_all"]
+    assert (folder / "kept" / "nll.csv").read_text().splitlines()[:22] == lines
+
+    capsys.readouterr()
+    assert main([*words, "--nll_images", "0", "--seed", "3"]) == 0  # the other groups go on
+    assert "has likelihoods of another seed" in " ".join(capsys.readouterr().out.split())

@@ -61,16 +61,29 @@ def write_amats(folder, rng):
 def test_binarized_mnist_from_text_is_kept_packed(root, rng):
     arrays = write_amats(root / "mnist_static", rng)
     test = load("binarized_mnist", "test", root)
-    assert np.array_equal(test.images.flatten(1), arrays["test"])
+    assert sorted(test.images.flatten(1).tolist()) == sorted(arrays["test"].tolist())
     assert test.levels == test.effective_levels == 2
     assert test.labels is None
     packed = sources.cache_dir() / "mnist_static" / "binarized_mnist_packed.npz"
     assert packed.is_file()
     assert len(list((root / "mnist_static").iterdir())) == 3  # the user's files stay as they are
     for part, split in (("train", "train"), ("valid", "validation")):
-        assert np.array_equal(load("binarized_mnist", split).images.flatten(1), arrays[part])
+        images = load("binarized_mnist", split).images.flatten(1)
+        assert sorted(images.tolist()) == sorted(arrays[part].tolist())
     with pytest.raises(VlaeError, match="already binary"):
         load("binarized_mnist", binarize="static")
+
+
+def test_binarized_mnist_is_mixed_in_the_same_way_every_time(root):
+    (root / "mnist_static").mkdir()
+    rows = np.repeat(np.arange(200, dtype=np.uint8)[:, None], 98, axis=1)  # sorted, as the original
+    np.savez(root / "mnist_static" / "binarized_mnist_packed.npz", train=rows, valid=rows, test=rows)
+    for split in ("train", "validation", "test"):
+        numbers = [np.packbits(image)[0] for image in load("binarized_mnist", split, root).images.flatten(1).numpy()]
+        assert sorted(numbers) == list(range(200))
+        assert 70 < np.mean(numbers[:50]) < 130  # the first quarter is of all of them
+        again = load("binarized_mnist", split, root).images.flatten(1).numpy()
+        assert numbers == [np.packbits(image)[0] for image in again]
 
 
 def test_downloaded_text_is_not_kept(root, rng):
@@ -167,8 +180,9 @@ def test_omniglot_prepared(root, rng):
     both = torch.cat([part.images for part in parts]).flatten(1)
     assert sorted(both.tolist()) == sorted(x.reshape(50, -1).tolist())
     test = load("omniglot", "test", root)
-    assert np.array_equal(test.images[:, 0], x)
-    assert np.array_equal(test.labels, alphabet + 30)
+    places = [x.reshape(50, -1).tolist().index(image) for image in test.images.flatten(1).tolist()]
+    assert sorted(places) == list(range(50)) != places  # mixed, since the file is sorted by alphabet
+    assert np.array_equal(test.labels, alphabet[places] + 30)
 
 
 def test_the_omniglot_of_the_literature(root, rng):
@@ -183,7 +197,7 @@ def test_the_omniglot_of_the_literature(root, rng):
     )
     assert [len(part) for part in (train, validation, test)] == [18, 2, 6]
     assert np.array_equal(test.images[3, 0], image)
-    assert test.labels.tolist() == target[:, :6].argmax(0).tolist()
+    assert sorted(test.labels.tolist()) == sorted(target[:, :6].argmax(0).tolist())
     assert "chardata" in train.protocol
     with pytest.raises(VlaeError, match='expected "box28" or "chardata"'):
         load("omniglot", root=root, variant="28")

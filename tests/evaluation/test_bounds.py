@@ -6,8 +6,9 @@ import torch
 from scipy.special import logsumexp
 
 from vlae import VlaeError
-from vlae.evaluation import LogMeanExp, bounds, evaluate, evaluate_nll, importance_nll, keyed_generators
-from vlae.evaluation.bounds import at_each, first_images, sample_counts, standard_error
+from vlae.evaluation import LogMeanExp, evaluate, evaluate_nll, importance_nll, keyed_generators, likelihood
+from vlae.evaluation.likelihood import at_each, sample_counts
+from vlae.evaluation.passes import first_images, fixed_order, standard_error
 
 
 def batches(x, size):
@@ -64,7 +65,8 @@ def test_evaluation_is_what_the_model_says(tiny_vlae, binary):
     result = evaluate(model, batches(x, 5), nll_samples=6, nll_images=7, seed=3)
     with torch.no_grad():
         bound = model.elbo(x, generator=keyed_generators(range(12), 3))
-        weights = next(model.log_weights(x[:7], 6, keyed_generators(range(7), 3, stream=1))).numpy()
+        chosen = fixed_order(12)[:7]
+        weights = next(model.log_weights(x[chosen], 6, keyed_generators(chosen, 3, stream=1))).numpy()
     total = (bound.distortion + bound.rate).numpy()
     nll = -(logsumexp(weights, axis=0) - np.log(6))
     expected = {
@@ -110,7 +112,7 @@ def test_evidence_of_all_images_sums_to_one(tiny_vae, all_images, flow_steps):
     model, x = tiny_vae((1, 2, 2), flow_steps=flow_steps), all_images((1, 2, 2))
     with torch.no_grad():  # a posterior wider than the true one, so that the weights have no heavy tail
         model.encoder.layers[-1].bias[3:] += 1
-    nll, ess = importance_nll(model, batches(x, 16)(), samples=20_000, images=16, chunk=20_000)
+    nll, ess = importance_nll(model, batches(x, 16)(), samples=20_000, chunk=20_000)
     assert (-nll).exp().sum().item() == pytest.approx(1, abs=0.02)
     assert ess.min() > 1000
 
@@ -233,7 +235,7 @@ def test_memory_decides_how_many_images_are_drawn_at_a_time_and_the_result_does_
     decided = model.log_weights
     monkeypatch.setattr(model, "log_weights", lambda x, *rest: drawn.append(len(x)) or decided(x, *rest))
     for limit, few in ((12 * 30 * 5, 5), (12 * 30 - 1, 1), (10**9, 16)):
-        monkeypatch.setattr(bounds, "NOISE", limit)
+        monkeypatch.setattr(likelihood, "NOISE", limit)
         drawn.clear()
         found = importance_nll(model, batches(x, 20)(), [2, 30])
         assert max(drawn) == few and sum(drawn) == 20

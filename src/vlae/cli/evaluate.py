@@ -30,7 +30,10 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--only", type=list[str], default=[], help="these groups or metrics: --only bound nll mig")
     parser.add_argument("--standard", type=bool, default=False, help="with FID, Inception Score and LPIPS")
     parser.add_argument("--nll_samples", type=list[int], default=[1, 10, 100], help="K, one or several; 0: no NLL")
-    parser.add_argument("--nll_images", type=int, default=500, help="NLL on the first so many images; 0: all")
+    parser.add_argument("--nll_images", type=int, default=500, help="NLL on so many images, a fixed choice; 0: all")
+    parser.add_argument(
+        "--keep", type=str | None, default=None, help="file that keeps each image's NLL: go on from there another time"
+    )
     parser.add_argument(
         "--information_images",
         type=int | None,
@@ -89,6 +92,7 @@ def evaluate(words: list[str]) -> int:
         references=references,
         strict=settings.strict,
         command=shlex.join(["vlae", "eval", *words]),
+        keep=Path(settings.keep) if settings.keep else None,
     )
 
 

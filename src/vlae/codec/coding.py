@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import tempfile
 from collections.abc import Sequence
@@ -23,17 +22,9 @@ from vlae.codec.lossy import Lossy, Texture, step_for
 from vlae.errors import VlaeError, require_positive
 from vlae.files import replacing
 from vlae.models.base import LatentVariableModel
-from vlae.models.saving import load
+from vlae.models.saving import fingerprint, load
 
 IMAGES_PER_BLOCK = 256
-
-
-def fingerprint(model: LatentVariableModel) -> str:
-    """128 bits that stand for a model's configuration and weights; the same in float32 and once it is float64."""
-    digest = hashlib.sha256(json.dumps([type(model).__name__, model.config], sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().double().numpy().astype("<f8").tobytes())
-    return digest.hexdigest()[:32]
 
 
 # -- images -----------------------------------------------------------------------------------------------------------

@@ -49,15 +49,19 @@ def _smaller(images: ImageDataset, size: int) -> ImageDataset:
 
 
 def binarized_mnist(split: str, root: Root) -> ImageDataset:
-    """Larochelle's static binarisation and split; without labels, rows in another order than MNIST's files."""
+    """Larochelle's static binarisation and split, without labels.
+
+    The files are sorted by class: a fixed permutation makes the first so many images stand for all.
+    """
     key = {"train": "train", "validation": "valid", "test": "test"}[split]
     path = sources.find(files.PACKED_FILE, root)
     packed = formats.read_npz(path, key)[0] if path else _pack_amats(root)[key]
     if packed.dtype != np.uint8 or packed.shape[1:] != (98,):
         raise VlaeError(f"{path}: {key} is {packed.dtype} {packed.shape}, expected uint8 (N, 98); fetch it again")
     sources.verify_bytes(f"{path}: {key}", packed.tobytes(), files.PACKED_ARRAYS[key])
-    images = np.unpackbits(packed, axis=1).reshape(-1, 1, 28, 28)
-    return ImageDataset(torch.from_numpy(images), 2, name="binarized_mnist", split=split, note="Larochelle's")
+    images = torch.from_numpy(np.unpackbits(packed, axis=1).reshape(-1, 1, 28, 28))
+    order = torch.randperm(len(images), generator=generator(Stream.SPLIT, 0))
+    return ImageDataset(images[order], 2, name="binarized_mnist", split=split, note="Larochelle's")
 
 
 def caltech101_silhouettes(split: str, root: Root) -> ImageDataset:

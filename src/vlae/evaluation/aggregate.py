@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlae.distributions.posteriors import DiagonalGaussian, IAFPosterior
 from vlae.errors import VlaeError
-from vlae.evaluation.bounds import Batch, first_images, keyed_generators, standard_error
+from vlae.evaluation.passes import Batch, first_images, keyed_generators, standard_error
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
 from vlae.models.latents import Latents, each, joined, some

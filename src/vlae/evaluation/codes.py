@@ -19,8 +19,8 @@ from vlae.distributions.delta import AR1
 from vlae.distributions.normal import StandardNormal
 from vlae.distributions.posteriors import GaussianHead
 from vlae.errors import VlaeError
-from vlae.evaluation.bounds import keyed_generators
 from vlae.evaluation.information import BITS
+from vlae.evaluation.passes import keyed_generators
 from vlae.evaluation.probes import flattened
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given

@@ -20,7 +20,7 @@ from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.errors import VlaeError
 from vlae.evaluation import pictures
 from vlae.evaluation.aggregate import information
-from vlae.evaluation.bounds import Batch, evaluate
+from vlae.evaluation.bounds import evaluate
 from vlae.evaluation.case import NOTICE, OK, PROBLEM, Case, Finding, LeftOut, times
 from vlae.evaluation.evidence import marginal_exchange, prior_outside
 from vlae.evaluation.history import read_history
@@ -33,6 +33,7 @@ from vlae.evaluation.model_checks import (
     holes,
     regularisation,
 )
+from vlae.evaluation.passes import Batch
 from vlae.evaluation.training_checks import instability, overfitting, unfinished
 from vlae.files import write_text
 from vlae.models.base import LatentVariableModel

@@ -76,10 +76,9 @@ def page(
         body += section("Success criteria", [criteria_table(criteria)])
     for group, text in GROUPS.items():
         rows = rows_of(found, group)
-        several = group == "nll" and "nll_by_samples" in found.series
-        tables = [nll_table(found.series["nll_by_samples"])] if several else []
-        if rows and not several:
-            tables = [metric_table(rows, found)]
+        tables = [metric_table(rows, found)] if rows else []
+        if group == "nll" and "nll_by_samples" in found.series:
+            tables.insert(0, nll_table(found.series["nll_by_samples"]))
         if tables:
             body += section(group.capitalize() if group != "nll" else "NLL", [paragraph(text), *tables])
     if illustrations:

@@ -108,6 +108,7 @@ def _registry() -> Iterable[Metric]:
         "nll",
         ("nll", "NLL", "nats", ".2f", "lower", "-log (1/K) sum of the importance weights, a bound on -log p(x)"),
         ("nll_bits_per_dim", "NLL per sub-pixel", "bits/dim", ".4f", "lower", "NLL over the values of an image"),
+        ("nll_of_all", "NLL of all images", "nats", ".2f", "lower", "-ELBO of all, less the gap to the NLL of some"),
         ("ess", "effective samples", "", ".1f", "higher", "(sum w)^2 / sum w^2, of the K"),
     )
     yield from of(

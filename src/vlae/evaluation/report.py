@@ -56,6 +56,7 @@ def run(
     references: References | None = None,
     strict: bool = False,
     command: str = "",
+    keep: Path | None = None,
 ) -> int:
     """Measures, prints tables, and writes `evaluation.json`, `metrics.csv` and `report.html`.
 
@@ -75,6 +76,7 @@ def run(
         references: models that the success criteria compare with; None leaves the criteria out.
         strict: fail where a criterion is not met.
         command: the command line, for the report.
+        keep: the file that the NLL of every image is kept in as it is measured, and not measured again.
 
     Returns:
         0, or 1 where a number is off by more than `TOLERANCE` nats, or (strict) a criterion is not met.
@@ -96,12 +98,12 @@ def run(
     if double:
         model = copy.deepcopy(model).double()
     if not processes.first():
-        measure(model, test, None, settings)
+        measure(model, test, None, settings, keep=keep)
         return 0
     train, judge, notes = helpers(settings, training, judging)
     started = time.monotonic()
     with progress_bars() as progress:
-        found = measure(model, test, train, settings, judge, progress)
+        found = measure(model, test, train, settings, judge, progress, keep)
         found.notes += notes
         criteria = None
         if references is not None:
@@ -170,8 +172,7 @@ def tables(found: Measurements) -> list[Table]:
     for column in ("", "bits"):
         table.add_column(column, justify="right")
     for group in GROUPS:
-        metrics = rows_of(found, group)
-        if not metrics or (group == "nll" and "nll_by_samples" in found.series):
+        if not (metrics := rows_of(found, group)):
             continue
         table.add_section()
         table.add_row(f"[bold]{group}[/bold]", "", "")

@@ -11,9 +11,15 @@ from vlae.evaluation.suite import Measurements
 
 
 def rows_of(found: Measurements, group: str) -> list[Metric]:
-    """The metrics of a group that were measured, in their order; the rate in bits only where there is none in nats."""
+    """The metrics of a group that were measured, in their order, as a table of their own has them.
+
+    The rate in bits only where there is none in nats, and what the NLL's table says of every K not once more.
+    """
     metrics = [metric for metric in METRICS.values() if metric.group == group and metric.name in found.values]
-    return [metric for metric in metrics if metric.name != "rate_bits" or "rate" not in found.values]
+    elsewhere = {"rate_bits"} if "rate" in found.values else set()
+    if "nll_by_samples" in found.series:
+        elsewhere |= {"nll", "nll_bits_per_dim", "ess"}
+    return [metric for metric in metrics if metric.name not in elsewhere]
 
 
 def in_bits(metric: Metric, value: float) -> str:

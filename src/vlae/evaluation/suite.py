@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,11 +17,14 @@ from vlae.distributions.iaf import IAFHead
 from vlae.errors import VlaeError
 from vlae.evaluation import pictures, quality
 from vlae.evaluation.aggregate import SATURATED, information
-from vlae.evaluation.bounds import Batch, Evaluation, evaluate, evaluate_nll
+from vlae.evaluation.bounds import Evaluation, evaluate
 from vlae.evaluation.classifier import Classifier
 from vlae.evaluation.disentanglement import disentanglement
 from vlae.evaluation.information import ACTIVE_VARIANCE
+from vlae.evaluation.kept import KeptLikelihoods
+from vlae.evaluation.likelihood import likelihoods, nll_rows
 from vlae.evaluation.metrics import JUDGED, METRICS, STANDARD, chosen
+from vlae.evaluation.passes import Batch, bits_per_value
 from vlae.evaluation.probes import posterior_means, probe
 from vlae.evaluation.standard import (
     load_inception,
@@ -47,7 +51,7 @@ class Settings:
         standard: with the metrics of published networks, which are large to fetch and slow to run. They are measured
             anyway where `only` names them, or their group "standard".
         nll_samples: importance samples K per image; several give the bound at each.
-        nll_images: NLL on the first so many images; None: all.
+        nll_images: NLL on so many images, the first of one fixed order; None: all.
         information_images: mutual information among the first so many; their logarithm is its ceiling. None: 2,000, or
             300 where every pair takes the inversion of a flow.
         quality_images: reconstructions of the first so many, and exactly as many samples.
@@ -133,6 +137,7 @@ def measure(
     settings: Settings = Settings(),
     judge: Classifier | None = None,
     progress: Progress = lambda stage, done, total: None,
+    keep: Path | None = None,
 ) -> Measurements:
     """Measures a model on the images of `test`.
 
@@ -149,12 +154,13 @@ def measure(
         settings: what, and on how many.
         judge: the small classifier that judges samples; None leaves that out.
         progress: told the group, images done and how many there are.
+        keep: a file that the NLL of every image is kept in as it is measured, and not measured again.
 
     Raises:
         VlaeError: the images are of another shape or other levels than the model's.
     """
     check_images(model, test)
-    return _Suite(model, test, train, settings, judge, progress).run()
+    return _Suite(model, test, train, settings, judge, progress, keep).run()
 
 
 def check_images(model: LatentVariableModel, dataset: ImageDataset) -> None:
@@ -177,8 +183,9 @@ class _Suite:
         settings: Settings,
         judge: Classifier | None,
         progress: Progress,
+        keep: Path | None,
     ):
-        self.model, self.test, self.train = model, test, train
+        self.model, self.test, self.train, self.keep = model, test, train, keep
         self.settings, self.judge, self.progress = settings, judge, progress
         self.wanted = set(settings.metrics)
         self.found = Measurements(type(model).__name__, test.protocol)
@@ -278,21 +285,30 @@ class _Suite:
             return
         images = min(settings.nll_images or len(self.test), len(self.test))
         counting = self.counting("nll", images)
-        every = evaluate_nll(self.model, self.batches, settings.nll_samples, images, settings.seed, progress=counting)
+        kept = None if self.keep is None else KeptLikelihoods(self.keep, self.model, self.test.protocol)
+        measured = likelihoods(
+            self.model, self.batches, settings.nll_samples, images, settings.seed, progress=counting, kept=kept
+        )
+        every = nll_rows(measured, bits_per_value(self.model))
         last = every[-1]
         found.values |= {"nll": last["nll"], "ess": last["ess"]}
         found.errors["nll"] = last["error"]
         if last["bits_per_dim"] is not None:
             found.values["nll_bits_per_dim"] = last["bits_per_dim"]
         found.series["nll_by_samples"], found.images["nll"] = every, images
-        if (kept := found.evaluation) is not None:
-            kept.nll, kept.nll_error, kept.nll_samples = last["nll"], last["error"], last["samples"]
-            kept.nll_images, kept.nll_by_samples = images, every
-            kept.nll_bits_per_dim, kept.ess = last["bits_per_dim"], last["ess"]
-        found.notes.append(
-            f"NLL: the importance-weighted bound on -log p(x) with K = {last['samples']:,}, of the first {images:,} "
-            "images"
-        )
+        which = "all images" if images == len(self.test) else f"{images:,} images, a fixed random choice"
+        found.notes.append(f"NLL: the importance-weighted bound on -log p(x) with K = {last['samples']:,}, of {which}")
+        if (bound := found.evaluation) is None:
+            if "nll_of_all" in settings.only:
+                found.skipped["nll_of_all"] = "it takes the bound of all images: ask for both, --only bound nll"
+        else:
+            bound.add_nll(measured, bits_per_value(self.model))
+            if bound.nll_of_all is not None and bound.nll_of_all_error is not None:
+                found.values["nll_of_all"], found.errors["nll_of_all"] = bound.nll_of_all, bound.nll_of_all_error
+                found.notes.append(
+                    f"NLL of all {bound.images:,} images, by difference: their -ELBO less the mean gap "
+                    "between -ELBO and NLL of those measured; its ± is of the mean of these images"
+                )
 
     # -- images -------------------------------------------------------------------------------------------------------
 

@@ -177,6 +177,14 @@ def locate(path_or_name: str | os.PathLike[str]) -> Path:
     )
 
 
+def fingerprint(model: LatentVariableModel) -> str:
+    """128 bits that stand for a model's configuration and weights; the same in float32 and once it is float64."""
+    digest = hashlib.sha256(json.dumps([type(model).__name__, model.config], sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().double().numpy().astype("<f8").tobytes())
+    return digest.hexdigest()[:32]
+
+
 def build(kind: str, arguments: dict[str, Any]) -> LatentVariableModel:
     """A new model of the class with that name; only this package's models and registered subclasses are on the list."""
     if kind not in _classes:

@@ -1,0 +1,85 @@
+"""Likelihoods that are kept in a file as they are measured, so that hours of them survive an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlae.errors import VlaeError
+from vlae.files import write_text
+from vlae.models.base import LatentVariableModel
+from vlae.models.saving import fingerprint
+
+MARK = "# vlae likelihoods 1: "
+
+
+class KeptLikelihoods:
+    """A CSV file with a line for every image that is done, after a comment that says what they are of.
+
+    Lines are added, and are on the disk before the next images are measured. A last line that was cut off while it was
+    written is dropped. Numbers are written so that they are read back to the last bit.
+
+    Args:
+        path: of the file, which need not exist.
+        model: whose likelihoods.
+        data: the data set's protocol.
+
+    Raises:
+        VlaeError: from `read`: the file is of another model, other images, other samples or another seed; or is none.
+    """
+
+    def __init__(self, path: Path, model: LatentVariableModel, data: str):
+        self.path = path
+        precision = str(next(model.parameters()).dtype).removeprefix("torch.")
+        self.about: dict[str, object] = {"model": fingerprint(model), "precision": precision, "data": data}
+
+    def read(self, images: int, samples: Sequence[int], seed: int) -> dict[int, list[float]]:
+        """What is there, by position; of so many images in all. Afterwards lines can be added."""
+        header = MARK + json.dumps({**self.about, "images": images, "samples": list(samples), "seed": seed})
+        names = ["position", "elbo", "variance", *(f"{name}_{k}" for name in ("nll", "ess") for k in samples)]
+        start = f"{header}\n{','.join(names)}\n"
+        if not self.path.exists():
+            write_text(self.path, start)
+            return {}
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        if not text.startswith(start):
+            raise VlaeError(f"{self.path} {difference(text, header)}: choose another file, or remove it")
+        whole = text[: text.rindex("\n") + 1]
+        if whole != text:
+            write_text(self.path, whole)
+        rows = [self.row(line, len(names)) for line in whole[len(start) :].splitlines()]
+        return {int(row[0]): row for row in rows}
+
+    def row(self, line: str, columns: int) -> list[float]:
+        """One line's numbers."""
+        try:
+            row = [float(cell) for cell in line.split(",")]
+        except ValueError:
+            row = []
+        if len(row) != columns:
+            raise VlaeError(f"{self.path} has a line that is none of vlae's, {line[:40]!r}: remove that line")
+        return row
+
+    def add(self, rows: Sequence[Sequence[float]]) -> None:
+        """Adds images; they are on the disk afterwards."""
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.writelines(",".join([str(int(row[0])), *map(repr, row[1:])]) + "\n" for row in rows)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def difference(text: str, header: str) -> str:
+    """What is wrong with a file that does not start as it should, in words."""
+    line = text.partition("\n")[0]
+    if not line.startswith(MARK):
+        return "is not a file of likelihoods"
+    try:
+        there, wanted = (json.loads(each.removeprefix(MARK)) for each in (line, header))
+    except ValueError:
+        return "is not a file of likelihoods"
+    for name, value in wanted.items():
+        if there.get(name) != value:
+            return f"has likelihoods of another {name} ({there.get(name)}, here {value})"
+    return "has other columns"

@@ -1,0 +1,82 @@
+"""Passes over a data set: batches with the positions of their images, whose noise is keyed by them; and means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from vlae.errors import VlaeError
+from vlae.evaluation.information import BITS
+from vlae.models.base import LatentVariableModel
+
+# Images [B, C, H, W], their positions in the data set, and for conditional models their context.
+Batch = tuple[Tensor, Sequence[int]] | tuple[Tensor, Sequence[int], Tensor | None]
+
+
+Parts = tuple[Tensor, Sequence[int], Tensor | None]
+
+
+def keyed_generators(indices: Iterable[int], seed: int, stream: int = 0) -> list[torch.Generator]:
+    """One CPU generator per image, seeded by the image's position: its noise does not depend on the batch it is in."""
+    first = (seed * 1_000_003 + stream) * 100_000_007
+    return [torch.Generator().manual_seed((first + int(i)) % 2**63) for i in indices]
+
+
+def parts(batch: Batch) -> Parts:
+    """Images, positions and context (None where there is none) of a batch."""
+    return batch if len(batch) == 3 else (*batch, None)
+
+
+def first_images(batches: Iterable[Batch], images: int | None, size: int | None = None) -> Iterator[Parts]:
+    """The parts of the first `images` images (None: all) of a pass, cut into pieces of at most `size` images."""
+    if images is not None and images < 1:
+        raise VlaeError(f"the number of images must be 1 or more; got {images}")
+    remaining = math.inf if images is None else images
+    for x, positions, context in map(parts, batches):
+        count = int(min(len(x), remaining))
+        for start in range(0, count, size or max(count, 1)):
+            piece = slice(start, min(start + (size or count), count))
+            yield x[piece], list(positions)[piece], None if context is None else context[piece]
+        remaining -= count
+        if remaining <= 0:
+            return
+
+
+def chosen_images(batches: Iterable[Batch], chosen: Collection[int] | None, size: int) -> Iterator[Parts]:
+    """The parts of the images at the chosen positions (None: all) of a pass, in pieces of at most `size` images."""
+    for x, positions, context in map(parts, batches):
+        rows = [row for row, position in enumerate(positions) if chosen is None or position in chosen]
+        for start in range(0, len(rows), size):
+            piece = rows[start : start + size]
+            yield x[piece], [positions[row] for row in piece], None if context is None else context[piece]
+
+
+def length(batches: Iterable[Batch]) -> int:
+    """How many images there are in a pass."""
+    return sum(len(batch[0]) for batch in batches)
+
+
+def fixed_order(total: int) -> list[int]:
+    """All positions of a data set in an order that is drawn once for ever: the first so many stand for all.
+
+    Data sets are often sorted, by class or by where the images came from: MNIST's first 5,000 test images are easier
+    than the rest, and Larochelle's binarised ones begin with all zeros. A larger choice contains the smaller ones.
+
+    Example:
+        >>> fixed_order(5)
+        [4, 0, 1, 3, 2]
+    """
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def bits_per_value(model: LatentVariableModel) -> float | None:
+    """What nats per image are multiplied by for bits per sub-pixel; None where the likelihood is a density."""
+    return BITS / math.prod(model.image_shape) if model.likelihood.levels else None
+
+
+def standard_error(values: Tensor) -> float:
+    """Standard error of the mean of [N] values; 0 for a single one."""
+    return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else 0.0
