@@ -220,8 +220,8 @@ def load(path_or_name: str | os.PathLike[str]) -> LatentVariableModel:
         model = build(kind, arguments)
         dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
         model.to(dtype).load_state_dict(state)
-    except VlaeError:
-        raise
+    except VlaeError as error:  # of a constructor, which does not know where its arguments come from
+        raise VlaeError(f"{path / CONFIG}: {error}") from None
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])  # PyTorch's second line is the reason
         raise VlaeError(f"{path} does not fit {kind} of this version of vlae: {reason}") from None
