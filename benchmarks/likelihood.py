@@ -105,7 +105,8 @@ def vlae_nll(model: VLAE, x: Tensor, samples: int, chunk: int = CHUNK, seed: int
 class Contender:
     """One way to compute the NLL: `run` does it for `images` images and `samples` samples.
 
-    `speeds` are decoded images (samples of images) per second, one for each round.
+    `speeds` are decoded images (samples of images) per second, one for each round; `faults` the pages of memory that the
+    system had to hand out anew for each of them.
     """
 
     name: str
@@ -113,14 +114,26 @@ class Contender:
     samples: int
     run: Callable[[], object]
     speeds: list[float] = field(default_factory=list)
+    faults: list[float] = field(default_factory=list)
 
     def block(self, seconds: float) -> None:
-        """Runs for at least so long; notes the speed."""
+        """Runs for at least so long; notes the speed and the page faults."""
+        before = page_faults()
         started, runs = time.perf_counter(), 0
         while (elapsed := time.perf_counter() - started) < seconds or not runs:
             self.run()
             runs += 1
         self.speeds.append(runs * self.images * self.samples / elapsed)
+        self.faults.append((page_faults() - before) / (runs * self.images * self.samples))
+
+
+def page_faults() -> int:
+    """How many pages of memory the system has handed out to this process; 0 where it doesn't say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 class Setup:
@@ -241,12 +254,13 @@ def time_of(seconds: float) -> str:
 
 
 def rows_of(field: list[Contender], samples: int) -> list[Row]:
-    """Name, speed, ratio, and the time of 1,000 images, which is extrapolated."""
+    """Name, speed, ratio, page faults of a decoded image, and the time of 1,000 images, which is extrapolated."""
     rows = []
     for contender in field:
         speed, times = statistics.median(contender.speeds), ratios(contender, field[0])
         spread = f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
-        rows.append((contender.name, f"{speed:,.0f}", spread, time_of(1000 * samples / speed)))
+        faults = f"{statistics.median(contender.faults):.0f}"
+        rows.append((contender.name, f"{speed:,.0f}", spread, faults, time_of(1000 * samples / speed)))
     return rows
 
 
@@ -281,12 +295,18 @@ def run(options: argparse.Namespace) -> str:
     )
     field = setup.contenders(options.ablation)
     measure(field, options.seconds, options.rounds)
-    header = ("importance-weighted NLL", "decoded images/s", "ratio (range over rounds)", "1,000 test images")
+    header = (
+        "importance-weighted NLL",
+        "decoded images/s",
+        "ratio (range over rounds)",
+        "page faults",
+        "1,000 test images",
+    )
     say(table(header, rows_of(field, options.samples)))
     ours, network = field[-1], field[1]
     say(
         f"Medians of {options.rounds} alternating blocks of {options.seconds:g} s or one run; a decoded image is one "
-        "sample of one image, and the last column is extrapolated from its speed. "
+        "sample of one image, page faults are for each of them, and the last column is extrapolated from its speed. "
         f"**Ratio {statistics.median(ratios(ours, field[0])):.2f}**, and "
         f"{statistics.median(ratios(ours, network)):.2f} against the loop on the obvious network."
     )

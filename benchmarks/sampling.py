@@ -451,7 +451,7 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
 def cells_of(quick: bool) -> tuple[list[Cell], list[Cell]]:
     """The cells of the headline, and those of growth."""
     if quick:
-        return [Cell()], [Cell(side=16), Cell()]
+        return [Cell(batch=batch) for batch in BATCHES], [Cell(side=16), Cell()]
     headline = [Cell(batch=batch, slanted=slanted) for slanted in (False, True) for batch in BATCHES]
     growth = [Cell(side=side, batch=batch) for batch, sides in SIDES.items() for side in sides]
     return headline, list(dict.fromkeys(growth + [Cell(batch=batch) for batch in GROWING_BATCHES]))
