@@ -105,8 +105,8 @@ def vlae_nll(model: VLAE, x: Tensor, samples: int, chunk: int = CHUNK, seed: int
 class Contender:
     """One way to compute the NLL: `run` does it for `images` images and `samples` samples.
 
-    `speeds` are decoded images (samples of images) per second, one for each round; `faults` the pages of memory that the
-    system had to hand out anew for each of them.
+    `speeds` are decoded images (samples of images) per second, one for each round; `faults` the pages of memory that
+    the system had to hand out anew for each of them.
     """
 
     name: str

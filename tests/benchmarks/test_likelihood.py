@@ -97,7 +97,18 @@ def test_bad_numbers_get_one_line(monkeypatch, capsys):
 def test_speeds_and_ratios():
     slow, fast = (likelihood.Contender(name, 2, 3, lambda: None) for name in ("slow", "fast"))
     slow.speeds, fast.speeds = [10.0, 20.0, 40.0], [40.0, 60.0, 120.0]
+    slow.faults, fast.faults = [380.0, 400.0, 2.0], [0.1, 0.2, 0.6]
     rows = likelihood.rows_of([slow, fast], samples=60)
-    assert rows[1] == ("fast", "60", "3.00 (3.00 to 4.00)", "16.7 min")
+    assert rows[1] == ("fast", "60", "3.00 (3.00 to 4.00)", "0", "16.7 min") and rows[0][3] == "380"
     fast.block(0.0)
     assert len(fast.speeds) == 4 and math.isfinite(fast.speeds[-1])
+
+
+def test_page_faults_are_counted():
+    page, memory = 4096, []
+    touching = likelihood.Contender("touching", 1, 1, lambda: memory.append(bytearray(100 * 2**20)))  # written once
+    touching.block(0.0)
+    idle = likelihood.Contender("idle", 1, 1, lambda: None)
+    idle.block(0.0)
+    # Half of 100 MiB at least, in pages of 2 MiB at most.
+    assert idle.faults[0] + 25 < touching.faults[0] <= 2 * 100 * 2**20 / page
