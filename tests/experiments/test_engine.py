@@ -577,6 +577,16 @@ def test_a_plot_that_cannot_be_drawn_leaves_the_table(tmp_path, capsys):
     assert not (tmp_path / "line.png").exists()
 
 
+def test_columns_that_no_cell_has_a_number_of_are_named(tmp_path):
+    study = write(tmp_path)
+    study = replace(study, columns=("rate", "fid", "mig"))
+    about = {"notes": [], "data": "digits", "seed": 1, "machine": "m", "versions": "v"}
+    result = {"values": {"rate": 3.0}, "errors": {}, "skipped": {}, **about}
+    notes = tables.footnotes(study, {study.cells[0].name: result}, tables.About("256 images", "vlae"))
+    assert "no cell has a number of: samples: FID, MIG" in notes
+    assert not [note for note in tables.footnotes(study, {}, tables.About("", "")) if note.startswith("no cell has")]
+
+
 def test_what_is_measured_is_not_taken_from_what_the_study_says(tmp_path):
     cell = write(tmp_path).cells[0]
     assert tables.value(replace(cell, x={"nll": 3.0, "layers": 0.0}), {"values": {}}, "nll") is None

@@ -185,6 +185,8 @@ def footnotes(study: Study, results: Results, about: About) -> list[str]:
     for name in dict.fromkeys(key for metric in metrics for key in (metric.group, metric.name)):
         why = _shared(results, lambda result, name=name: [result["skipped"][name]] if name in result["skipped"] else [])
         notes += [f"no {column(name).label}: {text}" for text in why]
+    if results and (left := [name for name in study.columns if name not in shown(study, results)]):
+        notes.append(f"no cell has a number of: {', '.join(column(name).label for name in left)}")
     seeds = sorted({result["seed"] for result in results.values() if result["seed"] is not None})
     if seeds:
         notes.append(f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}")
