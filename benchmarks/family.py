@@ -154,7 +154,7 @@ def table(plan: dict[str, Any], folder: Path) -> str:
         lines += [
             f"### {TITLES[name]}\n",
             f"{' or '.join(map(str, steps))} steps of {configuration(plan, rows[0])['data']['batch_size']} images; "
-            f"{first['protocol']}; NLL of the first {first['nll_images']} with K = {first['nll_samples']}.\n",
+            f"{first['protocol']}; NLL of {first['nll_images']} with K = {first['nll_samples']}.\n",
             "| " + " | ".join(TABLE) + " |",
             "|" + "---|" * len(TABLE),
             *("| " + " | ".join(cells(values)) + " |" for values in done),

@@ -78,7 +78,7 @@ def run(command: Sequence[str]) -> str:
     """What a benchmark prints."""
     done = subprocess.run([sys.executable, str(HERE / command[0]), *command[1:]], capture_output=True, text=True)
     if done.returncode:
-        raise VlaeError(f"benchmarks/{' '.join(command)} failed: {done.stderr.strip().splitlines()[-1:]}")
+        raise VlaeError(f"benchmarks/{' '.join(command)} failed: {(done.stderr.splitlines() or ['no message'])[-1]}")
     return done.stdout
 
 
@@ -94,7 +94,7 @@ def ratios() -> str:
 
 def store(page: str, text: str) -> str:
     """The page with another table of ratios."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(END) < page.index(BEGIN):
         raise VlaeError(f"{PAGE} has no one place for the table: it goes between {BEGIN} and {END}")
     head, _, rest = page.partition(BEGIN)
     return f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"

@@ -12,6 +12,7 @@ difference: their -ELBO, less the gap to the NLL of some (`vlae.evaluation.Likel
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from training import table
 
 from vlae import VlaeError, cli
 from vlae.evaluation.report import evaluate_dataset
-from vlae.files import write_text
+from vlae.files import replacing, write_text
 from vlae.training.checkpoints import model_of
 from vlae.training.run import DataSettings
 from vlae.training.speed import machine
@@ -66,12 +67,17 @@ def train(config: str, run: Path, options: list[str]) -> None:
 def keep(run: Path, started: float) -> None:
     """Copies the last checkpoint, if it is new since `started`; checkpoints are replaced whole."""
     last, epochs = run / "ckpts" / "last.ckpt", run / "epochs"
-    if not last.is_file() or last.stat().st_mtime < started:
+    if not last.is_file():
         return
-    copy = epochs / f"{last.stat().st_mtime_ns}.ckpt"
-    if not copy.exists():
+    with last.open("rb") as stream:  # one file, even if another takes its name meanwhile
+        ended = os.fstat(stream.fileno()).st_mtime_ns
+        copy = epochs / f"{ended}.ckpt"
+        if ended < started * 1e9 or copy.exists():
+            return
         write_text(epochs / "started", repr(started))
-        shutil.copy2(last, copy)
+        with replacing(copy) as temporary, temporary.open("wb") as target:
+            shutil.copyfileobj(stream, target)
+    os.utime(copy, ns=(ended, ended))
 
 
 # -- evaluation -------------------------------------------------------------------------------------------------------
@@ -82,10 +88,10 @@ def quality(checkpoint: Path, started: float, samples: int, images: int) -> Qual
     model = model_of(checkpoint).eval()
     test = DataSettings(**model.metadata["data"]).load("test")
     result = evaluate_dataset(model, test, samples, images)
-    assert result.negative_elbo is not None and result.nll is not None and result.nll_error is not None
-    nll = (result.nll, result.nll_error) if result.nll_of_all is None else (result.nll_of_all, result.nll_of_all_error)
+    assert result.negative_elbo is not None and result.nll is not None
+    nll = (result.nll, 0.0) if result.nll_of_all is None else (result.nll_of_all, result.nll_of_all_error or 0.0)
     minutes = (checkpoint.stat().st_mtime - started) / 60
-    return Quality(model.metadata["epochs"], minutes, result.negative_elbo, nll[0], nll[1] or 0.0)
+    return Quality(model.metadata["epochs"], minutes, result.negative_elbo, *nll)
 
 
 def first_under(nats: float, run: Path, samples: int, images: int) -> tuple[list[Quality], Quality | None]:
@@ -124,12 +130,11 @@ def report(nats: float, run: Path, samples: int, images: int) -> str:
         if first is None
         else f"**Under {nats:g} nats after {first.minutes:.1f} minutes**, epoch {first.epoch}."
     )
-    return (
-        f"Machine: {machine()}. NLL of all test images by difference, K = {samples:,}, the gap of {images:,} of them."
-        + "\n\n"
-        + table(("epoch", "minutes", "-ELBO", "NLL"), rows)
-        + f"\n\n{answer}"
+    about = (
+        f"Machine: {machine()}. NLL of all test images by difference, K = {samples:,}, the gap of {images:,} of them; "
+        "± is of the mean of these test images."
     )
+    return "\n\n".join([about, table(("epoch", "minutes", "-ELBO", "NLL"), rows), answer])
 
 
 def main() -> int:
@@ -146,15 +151,17 @@ def main() -> int:
         return cli.fail("--samples and --images must be positive")
     try:
         if not options.evaluate_only:
+            if (options.run / "epochs").exists():
+                raise VlaeError(f"{options.run} has epochs of another training: --evaluate-only, or another --run")
             train(options.config, options.run, others)
         elif others:
             return cli.fail(f"unknown option {others[0]}")
         text = report(options.nats, options.run, options.samples, options.images)
-    except VlaeError as error:
+        print(text)
+        if options.write:
+            write_text(options.write, text + "\n")
+    except (VlaeError, OSError) as error:
         return cli.fail(str(error))
-    print(text)
-    if options.write:
-        write_text(options.write, text + "\n")
     return 0
 
 

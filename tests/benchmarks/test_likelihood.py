@@ -104,6 +104,7 @@ def test_speeds_and_ratios():
     assert len(fast.speeds) == 4 and math.isfinite(fast.speeds[-1])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not count them")
 def test_page_faults_are_counted():
     page, memory = 4096, []
     touching = likelihood.Contender("touching", 1, 1, lambda: memory.append(bytearray(100 * 2**20)))  # written once

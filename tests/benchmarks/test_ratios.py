@@ -41,7 +41,7 @@ def test_a_missing_number_and_a_failed_benchmark_are_errors(monkeypatch, tmp_pat
     monkeypatch.undo()
     monkeypatch.setattr(ratios, "HERE", tmp_path)
     (tmp_path / "bad.py").write_text("raise SystemExit('no')")
-    with pytest.raises(VlaeError, match=r"benchmarks/bad.py --x failed: \['no'\]"):
+    with pytest.raises(VlaeError, match=r"benchmarks/bad.py --x failed: no$"):
         ratios.run(("bad.py", "--x"))
 
 
@@ -49,6 +49,6 @@ def test_the_table_goes_to_its_place_and_nowhere_else():
     page = f"before\n{ratios.BEGIN}\nold\n{ratios.END}\nafter\n"
     assert ratios.store(page, "new") == f"before\n{ratios.BEGIN}\nnew\n{ratios.END}\nafter\n"
     assert ratios.store(ratios.PAGE.read_text(), "new").count("new") >= 1
-    for wrong in ("", page + page, ratios.BEGIN):
+    for wrong in ("", page + page, ratios.BEGIN, f"{ratios.END}{ratios.BEGIN}"):
         with pytest.raises(VlaeError, match="no one place"):
             ratios.store(wrong, "new")

@@ -142,7 +142,7 @@ def test_the_nll_of_every_image_is_kept_and_gone_on_from(folder, monkeypatch, ca
     assert values["errors"]["nll_of_all"] < values["errors"]["nll"]
     assert "NLL of all images [nats]" in capsys.readouterr().out
     lines = (folder / "kept" / "nll.csv").read_text().splitlines()
-    assert len(lines) == 22 and lines[1] == "position,elbo,variance,nll_2,nll_5,ess_2,ess_5"
+    assert len(lines) == 22 and lines[1] == "position,elbo,nll_2,nll_5,ess_2,ess_5"
 
     measured, importance_weights = [], VLAE.importance_weights
     monkeypatch.setattr(
@@ -157,5 +157,7 @@ def test_the_nll_of_every_image_is_kept_and_gone_on_from(folder, monkeypatch, ca
     assert (folder / "kept" / "nll.csv").read_text().splitlines()[:22] == lines
 
     capsys.readouterr()
-    assert main([*words, "--nll_images", "0", "--seed", "3"]) == 0  # the other groups go on
-    assert "has likelihoods of another seed" in " ".join(capsys.readouterr().out.split())
+    assert main([*words, "--nll_images", "0", "--seed", "3"]) == 2
+    assert "has likelihoods of another seed" in " ".join(capsys.readouterr().err.split())
+    assert main(["eval", "outputs/tiny", "--only", "bound", "--keep", "kept/nll.csv"]) == 2
+    assert "no NLL is measured that kept/nll.csv could keep" in " ".join(capsys.readouterr().err.split())

@@ -175,7 +175,7 @@ def test_the_published_likelihood(monkeypatch):
     assert criteria.reached(test, 79.04, 0.2, 6, 1000).met is False
     few = criteria.reached(test, 70.0, 0.2, 5, 1000)
     assert few.met is None
-    assert few.evidence == "not on the whole test set: 70.00 ± 0.20, K = 1,000 on the first 5; published 79.03"
+    assert few.evidence == "not on the whole test set: 70.00 ± 0.20, K = 1,000 on 5 of 6; published 79.03"
     assert criteria.reached(test, None, None, 0, 0).met is None
     for other in (images(6), images(6, name="binarized_mnist", split="validation")):
         found = criteria.reached(other, 1.0, 0.1, 6, 10)

@@ -1,4 +1,4 @@
-"""Bounds over a data set, in nats: the ELBO's terms, the importance-weighted NLL, and whether z is used."""
+"""Bounds over a data set, in nats: the ELBO's terms, and whether z is used; with the NLL of `likelihood`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Evaluation:
         bits_per_dim: -ELBO in bits per sub-pixel; None for densities, which would need dequantised data.
         nll: importance-weighted -log p(x) at `nll_samples` samples; `nll_error` its standard error, `ess` the mean
             effective sample size. None where not asked for. `nll_images` says on how many images, of a fixed order.
+        negative_elbos: -ELBO of every image with one z, [images], float64; no part of `to_dict`.
         nll_of_all: of some of the images, the NLL of all by difference, and its error: see `Likelihoods.of_all`.
         nll_by_samples: the same at every K asked for, as `evaluate_nll` gives them; of several K, those above are the
             largest's.
@@ -63,25 +64,25 @@ class Evaluation:
     nll_of_all: float | None = None
     nll_of_all_error: float | None = None
     ess: float | None = None
+    negative_elbos: Tensor | None = field(default=None, repr=False)
     nll_by_samples: list[dict[str, Any]] = field(default_factory=list)
     rate_per_level: list[float] = field(default_factory=list)
     perplexity: float | None = None
     codes_in_use: int | None = None
     codes: int | None = None
 
-    def add_nll(self, measured: Likelihoods, per_value: float | None) -> None:
-        """Enters what importance sampling gave; nats times `per_value` are bits per sub-pixel."""
-        self.nll_by_samples = nll_rows(measured, per_value)
-        most = self.nll_by_samples[-1]
+    def add_nll(self, measured: Likelihoods, rows: list[dict[str, Any]]) -> None:
+        """Enters what importance sampling gave; the rows are those of `nll_rows`."""
+        self.nll_by_samples, most = rows, rows[-1]
         self.nll, self.nll_error, self.nll_samples = most["nll"], most["error"], most["samples"]
         self.nll_images = len(measured.positions)
         self.nll_bits_per_dim, self.ess = most["bits_per_dim"], most["ess"]
-        if self.nll_images < self.images and self.negative_elbo is not None:
-            self.nll_of_all, self.nll_of_all_error = measured.of_all(self.negative_elbo, self.images)
+        if self.nll_images < self.images and self.negative_elbos is not None:
+            self.nll_of_all, self.nll_of_all_error = measured.of_all(self.negative_elbos) or (None, None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "negative_elbos"}
 
 
 @torch.no_grad()
@@ -132,6 +133,7 @@ def evaluate(
             rate_bits=rate.mean().item() * BITS,
             negative_elbo=total.mean().item(),
             negative_elbo_error=standard_error(total),
+            negative_elbos=total,
             shuffled_gap=(shuffled - distortion).mean().item(),
             active_units=statistics.active_units,
             latent_dim=model.latent_size,
@@ -146,9 +148,11 @@ def evaluate(
         )
         if not model.has_bound:  # the zeros in the rate's place are none
             result.rate = result.rate_bits = result.negative_elbo = result.negative_elbo_error = None
+            result.negative_elbos = None
             result.bits_per_dim, result.bits_per_latent = None, []
         if several:
-            result.add_nll(likelihoods(model, batches, several, nll_images, seed, chunk, progress), per_value)
+            measured_nll = likelihoods(model, batches, several, nll_images, seed, chunk, progress)
+            result.add_nll(measured_nll, nll_rows(measured_nll, per_value))
         return result
 
 

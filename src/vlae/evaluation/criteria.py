@@ -298,7 +298,7 @@ def sharpness(own: float | None, reference: float | None, data: float, why: str 
 
 
 def reached(test: ImageDataset, nll: float | None, error: float | None, images: int, samples: int) -> Criterion:
-    """The published likelihood; `nll` in nats is by `samples` importance samples on the first `images` test images."""
+    """The published likelihood; `nll` in nats is by `samples` importance samples on so many test images."""
     name, title = "nll", "the paper's NLL is reached on the whole test set"
     known = PUBLISHED.get((test.name, test.binarize))
     if known is None or test.split != "test":
@@ -310,7 +310,10 @@ def reached(test: ImageDataset, nll: float | None, error: float | None, images: 
     evidence = f"{nll:.2f}" + ("" if error is None else f" ± {error:.2f}") + f", K = {samples:,}"
     if images < whole:
         return Criterion(
-            name, title, None, f"not on the whole test set: {evidence} on the first {images:,}; published {published}"
+            name,
+            title,
+            None,
+            f"not on the whole test set: {evidence} on {images:,} of {whole:,}; published {published}",
         )
     return Criterion(name, title, nll <= published, f"{evidence} on all {images:,}; published {published}")
 

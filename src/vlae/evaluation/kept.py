@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from vlae.errors import VlaeError
@@ -24,10 +25,7 @@ class KeptLikelihoods:
     Args:
         path: of the file, which need not exist.
         model: whose likelihoods.
-        data: the data set's protocol.
-
-    Raises:
-        VlaeError: from `read`: the file is of another model, other images, other samples or another seed; or is none.
+        data: the data set's protocol, for people; what counts are the images themselves.
     """
 
     def __init__(self, path: Path, model: LatentVariableModel, data: str):
@@ -35,39 +33,62 @@ class KeptLikelihoods:
         precision = str(next(model.parameters()).dtype).removeprefix("torch.")
         self.about: dict[str, object] = {"model": fingerprint(model), "precision": precision, "data": data}
 
-    def read(self, images: int, samples: Sequence[int], seed: int) -> dict[int, list[float]]:
-        """What is there, by position; of so many images in all. Afterwards lines can be added."""
-        header = MARK + json.dumps({**self.about, "images": images, "samples": list(samples), "seed": seed})
-        names = ["position", "elbo", "variance", *(f"{name}_{k}" for name in ("nll", "ess") for k in samples)]
-        start = f"{header}\n{','.join(names)}\n"
-        if not self.path.exists():
-            write_text(self.path, start)
-            return {}
-        text = self.path.read_text(encoding="utf-8", errors="replace")
-        if not text.startswith(start):
-            raise VlaeError(f"{self.path} {difference(text, header)}: choose another file, or remove it")
-        whole = text[: text.rindex("\n") + 1]
-        if whole != text:
-            write_text(self.path, whole)
-        rows = [self.row(line, len(names)) for line in whole[len(start) :].splitlines()]
-        return {int(row[0]): row for row in rows}
+    def open(self, images: str, samples: Sequence[int], seed: int) -> dict[int, list[float]]:
+        """What is there, by position; afterwards images can be added.
 
-    def row(self, line: str, columns: int) -> list[float]:
-        """One line's numbers."""
+        Args:
+            images: their `digest`.
+            samples: the numbers of samples K, rising.
+            seed: of the noise.
+
+        Raises:
+            VlaeError: the file is of another model, other images, other samples or another seed; or is none; or can't
+                be read or written.
+        """
+        header = MARK + json.dumps({**self.about, "images": images, "samples": list(samples), "seed": seed})
+        names = ["position", "elbo", *(f"{name}_{k}" for name in ("nll", "ess") for k in samples)]
+        start = f"{header}\n{','.join(names)}\n"
+        with self.said():
+            if not self.path.exists():
+                write_text(self.path, start)
+                return {}
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+            if not text.startswith(start):
+                raise VlaeError(f"{self.path} {difference(text, header)}: choose another file, or remove it")
+            whole = text[: text.rindex("\n") + 1]
+            if whole != text:
+                write_text(self.path, whole)
+        return dict(self.row(line, len(names)) for line in whole[len(start) :].splitlines())
+
+    def row(self, line: str, columns: int) -> tuple[int, list[float]]:
+        """One line's position and numbers."""
         try:
-            row = [float(cell) for cell in line.split(",")]
+            position, *numbers = line.split(",")
+            row = int(position), [float(number) for number in numbers]
         except ValueError:
-            row = []
-        if len(row) != columns:
+            row = -1, []
+        if len(row[1]) != columns - 1:
             raise VlaeError(f"{self.path} has a line that is none of vlae's, {line[:40]!r}: remove that line")
         return row
 
-    def add(self, rows: Sequence[Sequence[float]]) -> None:
-        """Adds images; they are on the disk afterwards."""
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.writelines(",".join([str(int(row[0])), *map(repr, row[1:])]) + "\n" for row in rows)
+    def add(self, images: Mapping[int, Sequence[float]]) -> None:
+        """Adds images by their positions; they are on the disk afterwards. Raises `VlaeError` where it can't."""
+        lines = [",".join([str(position), *map(repr, numbers)]) + "\n" for position, numbers in images.items()]
+        with self.said(), self.path.open("a", encoding="utf-8") as stream:
+            stream.writelines(lines)
             stream.flush()
             os.fsync(stream.fileno())
+
+    @contextmanager
+    def said(self) -> Iterator[None]:
+        """Lets what the system refuses be told to all processes, and name the file."""
+        try:
+            yield
+        except OSError as error:
+            raise VlaeError(
+                f"{self.path}: {error.strerror or error}: what is done stays there; mend that and go on with the same "
+                "command, or choose another file"
+            ) from None
 
 
 def difference(text: str, header: str) -> str:
@@ -76,8 +97,8 @@ def difference(text: str, header: str) -> str:
     if not line.startswith(MARK):
         return "is not a file of likelihoods"
     try:
-        there, wanted = (json.loads(each.removeprefix(MARK)) for each in (line, header))
-    except ValueError:
+        there, wanted = (dict(json.loads(each.removeprefix(MARK))) for each in (line, header))
+    except (ValueError, TypeError):
         return "is not a file of likelihoods"
     for name, value in wanted.items():
         if there.get(name) != value:

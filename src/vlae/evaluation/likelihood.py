@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any, Self
 
 import torch
@@ -20,11 +22,13 @@ from vlae.errors import VlaeError
 from vlae.evaluation.kept import KeptLikelihoods
 from vlae.evaluation.passes import (
     Batch,
+    Parts,
     bits_per_value,
     chosen_images,
+    digest,
     fixed_order,
     keyed_generators,
-    length,
+    places_of,
     standard_error,
 )
 from vlae.models.base import LatentVariableModel
@@ -32,7 +36,7 @@ from vlae.models.base import LatentVariableModel
 # How many numbers of noise are drawn at once for the NLL: 64 MiB in float32, of which a few copies are held.
 NOISE = 2**24
 
-KEPT_AT_ONCE = 64  # images between two writes to a file that keeps them
+AT_ONCE = 4  # pieces of each process, of at most 16 images, between two writes to the file that keeps them
 
 Count = Callable[[str, int], None]
 
@@ -72,40 +76,51 @@ class Likelihoods:
 
     Attributes:
         samples: the numbers of samples K, rising.
-        positions: of the images in the data set, [N].
+        positions: of the images, [N].
+        rows: which images of a pass they are, from 0, [N]; the positions themselves, where those count from 0.
         elbo: mean of log w_k over all samples, [N]: the lower bound, with little chance left in it.
-        variance: of log w_k, [N].
         nll: -log (1/K) sum_k w_k at each K, [len(samples), N].
         ess: effective sample sizes, [len(samples), N].
     """
 
     samples: list[int]
     positions: Tensor
+    rows: Tensor
     elbo: Tensor
-    variance: Tensor
     nll: Tensor
     ess: Tensor
 
     @classmethod
-    def of_rows(cls, samples: list[int], rows: Sequence[Sequence[float]]) -> Self:
-        """Rows of an image each: position, elbo, variance, every NLL, every effective sample size."""
-        table = torch.tensor(sorted(rows), dtype=torch.float64).T
-        nll, ess = table[3:].chunk(2)
-        return cls(samples, table[0].long(), table[1], table[2], nll, ess)
+    def of_images(cls, samples: list[int], images: Mapping[int, Sequence[float]], places: Sequence[int]) -> Self:
+        """Of each image's numbers by its position: the ELBO, every NLL, every effective sample size.
 
-    def of_all(self, negative_elbo: float, total: int) -> tuple[float, float]:
-        """The NLL at most samples of all `total` images, by difference, in nats, and its standard error.
+        `places` are the positions of all images, in the order of a pass.
+        """
+        rows = [row for row, place in enumerate(places) if place in images]
+        positions = [places[row] for row in rows]
+        table = torch.tensor([list(images[position]) for position in positions], dtype=torch.float64).T
+        nll, ess = table[1:].chunk(2)
+        return cls(samples, torch.tensor(positions), torch.tensor(rows), table[0], nll, ess)
 
-        -ELBO of all, less the mean gap of these. The error is that of the mean of these `total` images, not of the
-        population behind them: of the choice of images, and of the one z that each -ELBO is measured with.
+    def of_all(self, negative_elbos: Tensor) -> tuple[float, float] | None:
+        """The NLL at the largest K of all images, by difference, in nats, and its standard error.
+
+        -ELBO of all, less the mean gap of these. The error is that of the mean of all these images, not of the
+        population behind them: of the choice of images (as if out of endlessly many: too large where most are chosen),
+        and of the one z that each -ELBO is measured with. None where there is nothing to tell it by: one image alone,
+        or K = 1.
 
         Args:
-            negative_elbo: -ELBO of all images, one z each, nats.
-            total: how many images there are, of which these are a random choice.
+            negative_elbos: -ELBO of all images with one z each, nats, [total], of which these are a random choice.
         """
+        count, total = len(self.positions), len(negative_elbos)
+        if count < 2 or self.samples[-1] < 2:
+            return None
         gap = -self.elbo - self.nll[-1]
-        choice = standard_error(gap) ** 2 * (1 - len(gap) / total)
-        return negative_elbo - gap.mean().item(), math.sqrt(choice + self.variance.mean().item() / total)
+        # What one z adds to the bound of an image; its variance need not be that of log w, where the rate is analytic.
+        noise = negative_elbos[self.rows] + self.elbo
+        error = math.sqrt(standard_error(gap) ** 2 + (noise**2).mean().item() / total)
+        return negative_elbos.mean().item() - gap.mean().item(), error
 
 
 @torch.no_grad()
@@ -155,11 +170,8 @@ def importance_nll(
     Of several K, [len(K), N] each, in rising order of K. The samples are drawn once, the most there are; a smaller
     K takes the first K of them. Several connected processes share the work, as in `evaluate`.
     """
-    counts = sample_counts(samples)
-    rows = measured_rows(model, batches, None, counts, seed, chunk, progress)
-    if not rows:
-        raise VlaeError("the data set is empty: there is nothing to evaluate")
-    found = Likelihoods.of_rows(counts, rows)
+    passed = list(batches)
+    found = likelihoods(model, lambda: passed, samples, seed=seed, chunk=chunk, progress=progress)
     return (found.nll[0], found.ess[0]) if isinstance(samples, int) else (found.nll, found.ess)
 
 
@@ -188,51 +200,44 @@ def likelihoods(
     """
     if images is not None and images < 1:
         raise VlaeError(f"the number of images must be 1 or more; got {images}")
-    counts, total = sample_counts(samples), length(batches())
-    if not total:
+    counts = sample_counts(samples)
+    places = places_of(batches())
+    if not places:
         raise VlaeError("the data set is empty: there is nothing to evaluate")
-    order = fixed_order(total)[:images]
+    chosen = {places[row] for row in fixed_order(len(places))[:images]}
     # All processes have to agree on what is left to do; the first one has the file.
-    rows = dict(processes.of_first(lambda: kept.read(total, counts, seed) if kept else {}))
-    rows = {position: row for position, row in rows.items() if position in set(order)}
-    todo = [position for position in order if position not in rows]
-    progress("nll", len(rows))
-    size = KEPT_AT_ONCE * processes.count() if kept else max(1, len(todo))
-    with model.evaluating():
-        for start in range(0, len(todo), size):
-            block = measured_rows(model, batches(), set(todo[start : start + size]), counts, seed, chunk, progress)
-            if kept and processes.first():
-                kept.add(block)
-            rows |= {int(row[0]): row for row in block}
-    return Likelihoods.of_rows(counts, list(rows.values()))
-
-
-def measured_rows(
-    model: LatentVariableModel,
-    batches: Iterable[Batch],
-    chosen: set[int] | None,
-    counts: list[int],
-    seed: int,
-    chunk: int,
-    progress: Count,
-) -> list[list[float]]:
-    """Rows for `Likelihoods.of_rows` of the chosen images of a pass, by all processes together."""
+    there = processes.of_first(lambda: kept.open(digest(batches()), counts, seed) if kept else {})
+    found = {position: numbers for position, numbers in there.items() if position in chosen}
+    progress("nll", len(found))
     # Few images at a time: all their noise is drawn at once.
     few = min(16, max(1, NOISE // (counts[-1] * max(1, model.latent_size))))
+    pieces = chosen_images(batches(), chosen - found.keys(), few)
+    with model.evaluating():
+        while block := list(islice(pieces, AT_ONCE * processes.count())):
+            new = measured_together(model, block, counts, seed, chunk, progress)
+            if kept:
+                processes.of_first(partial(kept.add, new))
+            found |= new
+    return Likelihoods.of_images(counts, found, places)
 
-    def measured() -> Iterator[list[list[float]]]:
-        for number, (x, positions, context) in enumerate(chosen_images(batches, chosen, few)):
+
+def measured_together(
+    model: LatentVariableModel, pieces: Sequence[Parts], counts: list[int], seed: int, chunk: int, progress: Count
+) -> dict[int, list[float]]:
+    """The numbers of images by their positions, see `Likelihoods.of_images`; every process measures some pieces."""
+
+    def own() -> Iterator[dict[int, list[float]]]:
+        for number, (x, positions, context) in enumerate(pieces):
             if processes.mine(number):
                 generators = keyed_generators(positions, seed, stream=1)
                 weights = list(model.log_weights(x, counts[-1], generators, chunk, context))
                 value, ess = at_each(weights, counts)
-                every = torch.cat(weights).double().cpu()
-                variance = every.var(0) if len(every) > 1 else torch.zeros(len(x), dtype=torch.float64)
-                place = torch.tensor(list(positions), dtype=torch.float64)
-                yield torch.cat([place[None], every.mean(0)[None], variance[None], -value, ess]).T.tolist()
+                elbo = torch.cat(weights).double().cpu().mean(0)
+                yield dict(zip(positions, torch.cat([elbo[None], -value, ess]).T.tolist(), strict=True))
             progress("nll", len(x))
 
-    return [row for piece in processes.in_turn(lambda: list(measured())) for row in piece]
+    every = processes.in_turn(lambda: list(own()))
+    return {position: numbers for piece in every for position, numbers in piece.items()}
 
 
 def at_each(log_weights: Iterable[Tensor], counts: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
-"""Passes over a data set: batches with the positions of their images, whose noise is keyed by them; and means."""
+"""Passes over a data set: batches with the positions of their images, which key their noise, and choices among them."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
@@ -16,6 +17,7 @@ from vlae.models.base import LatentVariableModel
 Batch = tuple[Tensor, Sequence[int]] | tuple[Tensor, Sequence[int], Tensor | None]
 
 
+# The same, always with a context, which is None where the model is told nothing.
 Parts = tuple[Tensor, Sequence[int], Tensor | None]
 
 
@@ -46,24 +48,47 @@ def first_images(batches: Iterable[Batch], images: int | None, size: int | None 
 
 
 def chosen_images(batches: Iterable[Batch], chosen: Collection[int] | None, size: int) -> Iterator[Parts]:
-    """The parts of the images at the chosen positions (None: all) of a pass, in pieces of at most `size` images."""
+    """The parts of the images at the chosen positions (None: all) of a pass, in pieces of `size`, the last smaller.
+
+    Pieces are filled across batches, so that they do not depend on the batch size.
+    """
+    waiting: list[tuple[Tensor, int, Tensor | None]] = []
+
+    def piece() -> Parts:
+        images, positions, context = zip(*waiting, strict=True)
+        return torch.stack(images), positions, None if context[0] is None else torch.stack(context)
+
     for x, positions, context in map(parts, batches):
-        rows = [row for row, position in enumerate(positions) if chosen is None or position in chosen]
-        for start in range(0, len(rows), size):
-            piece = rows[start : start + size]
-            yield x[piece], [positions[row] for row in piece], None if context is None else context[piece]
+        for row, position in enumerate(positions):
+            if chosen is None or position in chosen:
+                waiting.append((x[row], position, None if context is None else context[row]))
+            if len(waiting) == size:
+                yield piece()
+                waiting.clear()
+    if waiting:
+        yield piece()
 
 
-def length(batches: Iterable[Batch]) -> int:
-    """How many images there are in a pass."""
-    return sum(len(batch[0]) for batch in batches)
+def places_of(batches: Iterable[Batch]) -> list[int]:
+    """The positions of all images of a pass, in its order."""
+    return [position for batch in batches for position in batch[1]]
+
+
+def digest(batches: Iterable[Batch]) -> str:
+    """128 bits that stand for the images of a pass and their contexts, whatever the batch size."""
+    sums = [hashlib.sha256(), hashlib.sha256()]
+    for x, _, context in map(parts, batches):
+        for tensor, each in zip((x, context), sums, strict=True):
+            if tensor is not None:
+                each.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return hashlib.sha256(b"".join(each.digest() for each in sums)).hexdigest()[:32]
 
 
 def fixed_order(total: int) -> list[int]:
     """All positions of a data set in an order that is drawn once for ever: the first so many stand for all.
 
     Data sets are often sorted, by class or by where the images came from: MNIST's first 5,000 test images are easier
-    than the rest, and Larochelle's binarised ones begin with all zeros. A larger choice contains the smaller ones.
+    than the rest. A larger choice contains the smaller ones.
 
     Example:
         >>> fixed_order(5)

@@ -22,9 +22,9 @@ from vlae.evaluation.classifier import Classifier
 from vlae.evaluation.disentanglement import disentanglement
 from vlae.evaluation.information import ACTIVE_VARIANCE
 from vlae.evaluation.kept import KeptLikelihoods
-from vlae.evaluation.likelihood import likelihoods, nll_rows
+from vlae.evaluation.likelihood import likelihoods, nll_rows, sample_counts
 from vlae.evaluation.metrics import JUDGED, METRICS, STANDARD, chosen
-from vlae.evaluation.passes import Batch, bits_per_value
+from vlae.evaluation.passes import Batch, bits_per_value, digest
 from vlae.evaluation.probes import posterior_means, probe
 from vlae.evaluation.standard import (
     load_inception,
@@ -185,7 +185,8 @@ class _Suite:
         progress: Progress,
         keep: Path | None,
     ):
-        self.model, self.test, self.train, self.keep = model, test, train, keep
+        self.model, self.test, self.train = model, test, train
+        self.kept = None if keep is None else KeptLikelihoods(keep, model, test.protocol)
         self.settings, self.judge, self.progress = settings, judge, progress
         self.wanted = set(settings.metrics)
         self.found = Measurements(type(model).__name__, test.protocol)
@@ -203,10 +204,11 @@ class _Suite:
             "disentanglement": self.disentanglement,
         }
         found = self.found
+        self.open_kept()
         for group, method in groups.items():
             if not processes.first() and group not in SHARED:
                 continue
-            if any(METRICS[name].group == group for name in self.wanted):
+            if group in self.groups_wanted:
                 started = time.monotonic()
                 try:
                     method()
@@ -216,13 +218,18 @@ class _Suite:
         for name, value in found.values.items():
             if not math.isfinite(value):
                 found.skipped[name] = f"it is {value}: the model's numbers are not finite"
-        asked = self.wanted | {METRICS[name].group for name in self.wanted}
+        asked = self.wanted | self.groups_wanted
         found.skipped = {k: v for k, v in found.skipped.items() if k in asked}
         if left := [METRICS[name].label for name in chosen(self.settings.only) if name not in self.wanted]:
             found.skipped["standard"] = f"{', '.join(left)}: large networks to fetch, slow to run; ask with --standard"
         found.values = {k: v for k, v in found.values.items() if k in self.wanted and math.isfinite(v)}
         found.errors = {k: v for k, v in found.errors.items() if k in found.values and math.isfinite(v)}
         return found
+
+    @property
+    def groups_wanted(self) -> set[str]:
+        """The groups that any of what is wanted is in."""
+        return {METRICS[name].group for name in self.wanted}
 
     # -- bounds -------------------------------------------------------------------------------------------------------
 
@@ -285,9 +292,8 @@ class _Suite:
             return
         images = min(settings.nll_images or len(self.test), len(self.test))
         counting = self.counting("nll", images)
-        kept = None if self.keep is None else KeptLikelihoods(self.keep, self.model, self.test.protocol)
         measured = likelihoods(
-            self.model, self.batches, settings.nll_samples, images, settings.seed, progress=counting, kept=kept
+            self.model, self.batches, settings.nll_samples, images, settings.seed, progress=counting, kept=self.kept
         )
         every = nll_rows(measured, bits_per_value(self.model))
         last = every[-1]
@@ -298,17 +304,27 @@ class _Suite:
         found.series["nll_by_samples"], found.images["nll"] = every, images
         which = "all images" if images == len(self.test) else f"{images:,} images, a fixed random choice"
         found.notes.append(f"NLL: the importance-weighted bound on -log p(x) with K = {last['samples']:,}, of {which}")
-        if (bound := found.evaluation) is None:
-            if "nll_of_all" in settings.only:
-                found.skipped["nll_of_all"] = "it takes the bound of all images: ask for both, --only bound nll"
-        else:
-            bound.add_nll(measured, bits_per_value(self.model))
+        if (bound := found.evaluation) is not None:
+            bound.add_nll(measured, every)
             if bound.nll_of_all is not None and bound.nll_of_all_error is not None:
                 found.values["nll_of_all"], found.errors["nll_of_all"] = bound.nll_of_all, bound.nll_of_all_error
                 found.notes.append(
-                    f"NLL of all {bound.images:,} images, by difference: their -ELBO less the mean gap "
-                    "between -ELBO and NLL of those measured; its ± is of the mean of these images"
+                    f"NLL of all {bound.images:,} images, by difference: their -ELBO less the mean gap between -ELBO "
+                    "and NLL of those chosen; its ± is of the mean of these images, not of the population behind them"
                 )
+        if "nll_of_all" in settings.only and "nll_of_all" not in found.values:
+            found.skipped["nll_of_all"] = (
+                "it is told from the bound of all images and the NLL of some, with two samples at least: ask for these"
+            )
+
+    def open_kept(self) -> None:
+        """Refuses a file of other likelihoods, or one that nothing would be kept in, before hours are spent."""
+        if self.kept is None:
+            return
+        if not self.settings.nll_samples or not self.model.has_bound or "nll" not in self.groups_wanted:
+            raise VlaeError(f"no NLL is measured that {self.kept.path} could keep: leave --keep out, or ask for nll")
+        kept, counts = self.kept, sample_counts(self.settings.nll_samples)
+        processes.of_first(lambda: kept.open(digest(self.batches()), counts, self.settings.seed))
 
     # -- images -------------------------------------------------------------------------------------------------------
 
