@@ -95,7 +95,7 @@ def rows_of(result: Evaluation) -> str:
 
 def expected_numbers(result: Evaluation, seed: int) -> dict[str, float | None]:
     """What `--check` compares, and the settings that it needs."""
-    names = ("distortion", "rate", "negative_elbo", "nll", "nll_samples", "nll_images")
+    names = ("distortion", "rate", "negative_elbo", "nll", "nll_samples", "nll_images", "nll_of_all")
     return {**{name: getattr(result, name) for name in names}, "seed": seed}
 
 

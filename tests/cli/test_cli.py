@@ -8,6 +8,7 @@ import yaml
 
 import vlae
 from vlae.cli import COMMANDS, main, split_command
+from vlae.models.saving import pretrained_names
 
 TINY = """
 model:
@@ -192,3 +193,14 @@ def test_evaluation_of_the_first_images_alone(tmp_path, monkeypatch, capsys):
     assert main(["eval", "--model", "model", "--data.limit", "7", *words]) == 0
     assert "7 images" in capsys.readouterr().out
     assert main(["eval", "--model", "model", "--data.limit", "0"]) == 2
+
+
+def test_models_are_listed_with_what_they_have_to_reach(capsys):
+    assert main(["models"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
+    assert list(lines) == pretrained_names()
+    for name, line in lines.items():
+        model = vlae.load(name)
+        expected = model.metadata["expected"]
+        assert f"{expected['negative_elbo']:.2f}" in line and line.endswith(model.metadata["protocol"])
+        assert f"{sum(p.numel() for p in model.parameters()):,}" in line and type(model).__name__ in line

@@ -15,12 +15,17 @@ def verify(words: list[str]) -> int:
 
 
 def models(words: list[str]) -> int:
-    """Lists the pretrained models."""
+    """Lists the pretrained models with what they have to reach on their test set; the model cards say more."""
     parse(parser_for("models"), words)
     from vlae.models.saving import load, pretrained_names
 
+    print(f"{'':20s}{'':9s}{'parameters':>12s}{'-ELBO':>10s}{'rate':>8s}{'NLL':>10s}  nats; trained on")
     for name in pretrained_names():
         model = load(name)
-        size = sum(p.numel() for p in model.parameters())
-        print(f"{name:18s}{type(model).__name__:6s}{size:>10,} parameters  {model.metadata.get('protocol', '')}")
+        size, expected = sum(p.numel() for p in model.parameters()), model.metadata.get("expected", {})
+        nll = expected.get("nll_of_all") or expected.get("nll") or expected.get("negative_elbo")
+        numbers = (expected.get("negative_elbo"), expected.get("rate"), nll)
+        elbo, rate, nll = ("-" if number is None else f"{number:.2f}" for number in numbers)
+        about = model.metadata.get("protocol", "")
+        print(f"{name:20s}{type(model).__name__:9s}{size:>12,}{elbo:>10s}{rate:>8s}{nll:>10s}  {about}")
     return 0
