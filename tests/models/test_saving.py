@@ -178,7 +178,9 @@ def test_configurations_that_do_not_fit_are_refused(saved, changes, reason):
     refusal(saved)
 
 
-@pytest.mark.parametrize("other", [{"flow_order": "same"}, {"latent_dim": 5}, None], ids=["same shapes", "sizes", "class"])
+@pytest.mark.parametrize(
+    "other", [{"flow_order": "same"}, {"latent_dim": 5}, None], ids=["same shapes", "sizes", "class"]
+)
 def test_configurations_swapped_between_two_models_are_refused(tmp_path, tiny_vae, tiny_vlae, other):
     """Where all shapes agree, the checksum alone tells that the weights are another model's."""
     models = [tiny_vlae(flow_order="reversed"), tiny_vae() if other is None else tiny_vlae(**other)]
