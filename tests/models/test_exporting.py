@@ -97,7 +97,7 @@ def test_what_onnx_runtime_can_not_run_is_refused_in_one_line(tmp_path):
     """It has no convolutions of float64."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    with pytest.raises(VlaeError, match="can't run the encoder.*float32") as caught:
+    with pytest.raises(VlaeError, match=r"can't run the encoder.*float32") as caught:
         export(MODELS["autoregressive"](), tmp_path / "out", onnx=True)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
