@@ -191,6 +191,22 @@ def test_what_compress_refuses(here, model, reversed_model, capsys):
     assert not list(here.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", ["half", "single", "double"])
+def test_arrays_with_nan_are_refused_and_nothing_is_written(here, model, capsys, kind, bad):
+    images = np.zeros((3, 8, 8), kind)
+    images[1, 2, 3] = bad
+    np.savez("images.npz", images=images)
+    np.save("images.npy", images)
+    before = files(here)
+    for name in ("images.npz", "images.npy"):
+        error = fails(capsys, "compress", name, "out.vlae", "--model", model)
+        assert name in error
+        assert "NaN or infinite" in error
+        assert "astype" not in error  # which would make black pixels of them
+    assert files(here) == before
+
+
 def test_a_failure_leaves_the_old_file(here, model, packed, capsys):
     before = packed.read_bytes()
     Image.fromarray(np.full((8, 8), 77, np.uint8)).save("in/grey.png")

@@ -172,6 +172,16 @@ def test_a_configuration_of_another_model(finished, line):
     assert "another latent_dim" in line()
 
 
+def test_a_configuration_of_another_class_of_models(here, line):
+    """A ConditionalVAE has the very arguments of a VAE with labels."""
+    assert train("--model.classes", "10") == 0
+    before = contents(here)
+    for words in (["--model", "ConditionalVAE", *TINY[2:8], "--model.classes", "10"], ["--model", "VLAE"]):
+        assert main(["train", *words, *TINY[8:], "--run.name", "tiny", "--resume"]) == 2
+        assert f"is of a VAE, not of a {words[1]}: resume with the run's own config.yaml" in line()
+        assert contents(here) == before
+
+
 def test_a_run_that_was_killed_while_it_overwrote_another_loses_neither(finished, line):
     """The old run lies aside, its successor has no checkpoint yet."""
     before = contents(finished)

@@ -186,6 +186,27 @@ def test_factors_of_any_origin():
         assert factors.tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_factors_that_are_no_numbers_are_refused_with_the_image_they_are_of(bad):
+    factors = torch.ones(6, 2)
+    factors[4, 1] = bad
+    with pytest.raises(VlaeError, match=r"toy: .*image 4 .*NaN or infinite") as error:
+        ImageDataset.from_any(torch.rand(6, 2, 2), factors=factors, name="toy")
+    assert "\n" not in str(error.value)
+
+
+def test_labels_of_any_origin():
+    x = torch.rand(3, 2, 2)
+    for given in ([2, 0, 1], np.array([2, 0, 1], np.uint8), torch.tensor([2.0, 0.0, 1.0])):
+        labels = ImageDataset.from_any(x, labels=given).labels
+        assert labels.dtype == torch.int64
+        assert labels.tolist() == [2, 0, 1]
+    for given in ([0, float("nan"), 1], [0.0, 1.5, 2.0], [0.0, float("inf"), 2.0], ["a", "b", "c"], [None, 1, 2]):
+        with pytest.raises(VlaeError, match="labels must be integers") as error:
+            ImageDataset.from_any(x, labels=given)
+        assert "\n" not in str(error.value)
+
+
 def test_factors_that_do_not_fit():
     x = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
     for arguments, message in [

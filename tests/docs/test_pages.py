@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def test_commands_are_taken_by_their_parsers(page, mentioned_on, parse):
     for words in mentioned_on(page):
         if words[0] == "sbatch":
             words = shlex.split(words[-1].replace("$SLURM_ARRAY_TASK_ID", "1"))
+        if words[0] in ("torchrun", "srun") and "vlae" in words:
+            words = [word for word in words[words.index("vlae") :] if not word.startswith("$")]
         if words[0] == "vlae" and not any(PLACEHOLDER.fullmatch(word) for word in words):
             parse(words[1:])
 
@@ -72,6 +75,30 @@ def test_a_command_that_does_not_exist_is_found(parse):
         parse(["train", "--config", "digits", "--no.such_option", "1"])
     with pytest.raises(vlae.VlaeError):
         parse(["viz", "no-such-picture"])
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+@pytest.mark.parametrize("page", PAGES)
+def test_bash_takes_the_bash_blocks(page, blocks_of):
+    found = blocks_of(page, "bash")
+    if page.endswith("devices.md"):
+        assert any(block.startswith("#!/bin/bash\n#SBATCH") for block in found)
+    for block in found:
+        checked = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
+        assert (checked.returncode, checked.stderr) == (0, ""), block
+
+
+def test_the_home_page_leads_to_every_page():
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert pages == set(re.findall(r"\]\(([a-z-]+\.md)\)", text))
+
+
+def test_every_shipped_configuration_is_in_the_table_of_how_to():
+    shipped = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+    text = (ROOT / "docs" / "how-to.md").read_text(encoding="utf-8")
+    rows = text.partition("| shipped configuration |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert sorted(re.findall(r"`([^`]+)`", " ".join(row.split("|")[1] for row in rows))) == shipped
 
 
 @pytest.mark.parametrize("page", PAGES)

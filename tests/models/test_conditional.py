@@ -141,6 +141,26 @@ def test_a_wrong_context_is_refused_with_one_line(conditional, binary, options, 
         assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e300])
+def test_attributes_that_are_no_numbers_never_reach_a_model(conditional, binary, bad):
+    """Nor its first batch's mean and deviation, which would be NaN in every saved model from then on."""
+    model, x = conditional(attributes=2).float(), binary(3).float()
+    told = torch.ones(3, 2).double()
+    z = model.encode(x, context=told).mean
+    told[1, 1] = bad  # 1e300 is infinite in float32
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for use in (
+        lambda: model.initialise(x, told),
+        lambda: model.decode(z, context=told),
+        lambda: model.sample(2, context=told[1]),
+        lambda: model.condition.of(None, told, "mine"),
+    ):
+        with pytest.raises(VlaeError, match="must be finite") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_an_unconditional_model_refuses_a_context(tiny_vae, tiny_vlae, binary):
     for model in (tiny_vae(), tiny_vlae(), vlae.PixelCNN(SHAPE, decoder_layers=1, channels=4).double()):
         with pytest.raises(VlaeError, match="no context"):

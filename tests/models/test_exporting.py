@@ -60,20 +60,47 @@ def test_programs_give_the_models_numbers_at_any_batch_size(tmp_path, name):
     assert sorted(os.listdir(tmp_path / "out")) == sorted([*differences, "export.json"])
 
 
-def test_onnx_too(tmp_path):
+@pytest.mark.parametrize("name", ["conditional", "autoregressive"])
+def test_onnx_too(tmp_path, name):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
-    model = MODELS["conditional"]().eval()
-    export(model, tmp_path, onnx=True)
+    model = MODELS[name]().float().eval()
+    parts = {"encoder", "decoder", *(["conditionals"] if name == "autoregressive" else [])}
+    assert {f"{part}.onnx" for part in parts} < set(export(model, tmp_path, onnx=True))
     x = torch.randint(0, 2, (4, *model.image_shape)).float()
-    context = {"context": torch.tensor([0, 1, 2, 0])}
-    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx")
-    mean, stddev = session.run(None, {k: v.numpy() for k, v in {"x": x, **context}.items()})
+    told = {"context": torch.tensor([0, 1, 2, 0])} if name == "conditional" else {}
+
+    def run_onnx(part, **inputs):
+        session = onnxruntime.InferenceSession(tmp_path / f"{part}.onnx")
+        return [torch.from_numpy(value) for value in session.run(None, {k: v.numpy() for k, v in inputs.items()})]
+
+    def close(found, expected):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
     with torch.no_grad():
-        q = model.encode(x, **context)
-    torch.testing.assert_close(torch.from_numpy(mean), q.mean, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(torch.from_numpy(stddev), q.stddev, rtol=1e-4, atol=1e-5)
+        q = model.encode(x, **told)
+        mean, stddev = run_onnx("encoder", x=x, **told)
+        close(mean, q.mean)
+        close(stddev, q.stddev)
+        p = model.decode(q.mean, **told)
+        (decoded,) = run_onnx("decoder", z=q.mean, **told)
+        close(decoded, p.context if model.autoregressive else p.parameters)
+        if model.autoregressive:
+            (decoded,) = run_onnx("conditionals", x=x, z=q.mean)
+        # What the numbers are for: with the likelihood they are log p(x|z).
+        nats = model.likelihood(decoded.movedim(2, -1)).log_prob(x).flatten(1).sum(1)
+        close(nats, p.log_prob(x))
+
+
+def test_what_onnx_runtime_can_not_run_is_refused_in_one_line(tmp_path):
+    """It has no convolutions of float64."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(VlaeError, match=r"can't run the encoder.*float32") as caught:
+        export(MODELS["autoregressive"](), tmp_path / "out", onnx=True)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_its_packages_onnx_is_refused_and_nothing_is_written(tmp_path, monkeypatch):

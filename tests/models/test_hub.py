@@ -110,13 +110,27 @@ def test_a_model_comes_back_as_it_was_pushed(server, tiny_vae):
     address = published(server, model)
     assert COMMIT in address
     assert set(server.files) == {"config.json", "model.safetensors", "README.md"}
-    assert server.files["README.md"].startswith(b"---\nlibrary_name: vlae")
     for again in (vlae.load("hf:org/name"), vlae.VAE.from_pretrained("org/name"), vlae.load(f"hf:org/name@{COMMIT}")):
         assert type(again) is vlae.VAE and not again.training
         assert again.metadata == model.metadata
         for name, tensor in model.state_dict().items():
             assert torch.equal(again.state_dict()[name], tensor)
     assert "holds a VAE, not a VLAE" in refusal(lambda: vlae.VLAE.from_pretrained("org/name"))
+
+
+def test_the_model_card_says_what_the_hub_shows_and_searches_by(server, tiny_vae, tiny_vlae):
+    from huggingface_hub import ModelCard
+
+    for model, name in ((tiny_vae(), "VAE"), (tiny_vlae(), "VLAE")):
+        published(server, model)
+        about = ModelCard(server.files["README.md"].decode()).data  # as the Hub's own client reads it
+        assert about.library_name == "vlae"
+        assert about.license == "mit"
+        assert about.pipeline_tag == "unconditional-image-generation"
+        assert about.tags == ["pytorch", "variational-autoencoder", name.lower()]
+    own = "---\nlicense: cc-by-4.0\n---\n\n# Mine\n"
+    tiny_vae().push_to_hub(REPOSITORY, token="hf_" + "x" * 34, card=own)
+    assert server.files["README.md"].decode() == own
 
 
 def test_only_the_files_of_a_saved_model_are_fetched_and_no_pickle(server, tiny_vae):

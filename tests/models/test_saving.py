@@ -178,6 +178,19 @@ def test_configurations_that_do_not_fit_are_refused(saved, changes, reason):
     refusal(saved)
 
 
+@pytest.mark.parametrize(
+    "other", [{"flow_order": "same"}, {"latent_dim": 5}, None], ids=["same shapes", "sizes", "class"]
+)
+def test_configurations_swapped_between_two_models_are_refused(tmp_path, tiny_vae, tiny_vlae, other):
+    """Where all shapes agree, the checksum alone tells that the weights are another model's."""
+    models = [tiny_vlae(flow_order="reversed"), tiny_vae() if other is None else tiny_vlae(**other)]
+    paths = [model.save_pretrained(tmp_path / name) for model, name in zip(models, "ab", strict=True)]
+    texts = [(path / "config.json").read_text() for path in paths]
+    for path, text in zip(paths, reversed(texts), strict=True):
+        (path / "config.json").write_text(text)
+        assert "does not match its checksum in config.json: damaged or of another model" in refusal(path)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_missing_file_is_refused(saved, name):
     (saved / name).unlink()

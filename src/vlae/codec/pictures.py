@@ -378,6 +378,8 @@ def _array(path: Path) -> np.ndarray:
     with formats.reading(path, "array file"):
         loaded = np.load(path, allow_pickle=False)
         images = loaded if isinstance(loaded, np.ndarray) else _of_npz(path, loaded)
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        raise VlaeError(f"{path}: holds NaN or infinite values; mend them, then save 8-bit values (uint8)")
     if images.dtype != np.uint8:
         advice = "(images * 255).round().astype('uint8')" if images.dtype.kind == "f" else "images.astype('uint8')"
         raise VlaeError(f"{path}: values of {images.dtype}, expected uint8; save 8-bit values, such as {advice}")

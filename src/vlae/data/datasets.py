@@ -64,6 +64,9 @@ class ImageDataset(Dataset[Tensor]):
         for what, values in {"labels": labels, "factors": factors}.items():
             if values is not None and len(values) != len(images):
                 raise VlaeError(f"{name}: {len(values)} {what} for {len(images)} images; expected one each")
+        if factors is not None and not bool(factors.isfinite().all()):
+            worst = int((~factors.isfinite()).any(1).nonzero()[0])
+            raise VlaeError(f"{name}: the factors of image {worst} hold NaN or infinite values; leave such images out")
         for what, given in {"names": factor_names, "sizes": factor_sizes}.items():
             if given and (factors is None or len(given) != factors.shape[1]):
                 has = 0 if factors is None else factors.shape[1]
@@ -104,7 +107,7 @@ class ImageDataset(Dataset[Tensor]):
             binarize: as in the class.
 
         Raises:
-            VlaeError: NaN, values out of range or another shape.
+            VlaeError: NaN, values out of range or another shape; labels that are no integers.
 
         Example:
             >>> ImageDataset.from_any(torch.rand(10, 28, 28)).image_shape
@@ -116,7 +119,7 @@ class ImageDataset(Dataset[Tensor]):
         if isinstance(x, Dataset):
             x, own = collect(x)
         images, levels = to_levels(x, levels)
-        labels = own if labels is None else torch.as_tensor(labels).long()
+        labels = own if labels is None else _as_labels(labels)
         factors = None if factors is None else _as_factors(factors)
         return ImageDataset(images, levels, name=name, split=split, labels=labels, factors=factors, binarize=binarize)
 
@@ -235,6 +238,18 @@ class ImageDataset(Dataset[Tensor]):
         new = copy.copy(self)
         vars(new).update(changes)
         return new
+
+
+def _as_labels(labels: Any) -> Tensor:
+    """Labels of any origin as int64; floats that are whole numbers are taken."""
+    try:
+        given = torch.as_tensor(labels).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise VlaeError(f"labels must be integers, one per image ({one_line(error)})") from error
+    whole = given.long()
+    if given.is_floating_point() and not torch.equal(whole.to(given.dtype), given):  # nor is NaN equal to anything
+        raise VlaeError("labels must be integers, one per image; these hold fractions, NaN or infinite values")
+    return whole
 
 
 def _as_factors(factors: Any) -> Tensor:

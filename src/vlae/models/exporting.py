@@ -80,7 +80,7 @@ def export(model: LatentVariableModel, directory: str | Path, onnx: bool = False
             wanted = expected[name](**others)
             if onnx:
                 made[f"{name}.onnx"] = _as_onnx(name, program, inputs, len(wanted))
-                answers[f"{name}.onnx"] = _run_onnx(made[f"{name}.onnx"], others)
+                answers[f"{name}.onnx"] = _run_onnx(name, made[f"{name}.onnx"], others)
         for file, found in answers.items():
             differences[file] = _difference(file, found, wanted)
         files |= made
@@ -233,12 +233,18 @@ def _as_onnx(name: str, program: ExportedProgram, inputs: Inputs, outputs: int) 
     return made.model_proto.SerializeToString()
 
 
-def _run_onnx(data: bytes, inputs: Inputs) -> Sequence[Tensor]:
+def _run_onnx(name: str, data: bytes, inputs: Inputs) -> Sequence[Tensor]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    given = {place.name: value.numpy() for place, value in zip(session.get_inputs(), inputs.values(), strict=True)}
-    return [torch.from_numpy(value) for value in session.run(None, given)]
+    try:
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        given = {place.name: value.numpy() for place, value in zip(session.get_inputs(), inputs.values(), strict=True)}
+        return [torch.from_numpy(value) for value in session.run(None, given)]
+    except Exception as error:  # it has no convolutions of float64, for one
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise VlaeError(
+            f"ONNX Runtime can't run the {name} ({reason}): export a float32 model (model.float()), or leave out --onnx"
+        ) from None
 
 
 def _tensors(found: Any) -> Sequence[Tensor]:

@@ -132,18 +132,29 @@ class Savable(nn.Module):
             revision: branch to commit to; None is the main one.
             private: whether a new repository is private; None leaves it to the organisation.
             token: to write with; None takes that of `hf auth login`.
-            card: the text of the model card.
+            card: the text of the model card. A header of what the Hub shows and searches by, the MIT licence among it,
+                is put before it, unless it begins with one of its own (`---`).
         """
         with tempfile.TemporaryDirectory() as folder:
             about = card or f'# {repo_id}\n\nLoad with `vlae.load("{hub.PREFIX}{repo_id}")`.\n'
-            header = "" if about.startswith("---") else _HUB_HEADER
+            header = "" if about.startswith("---") else _HUB_HEADER.format(tag=type(self).__name__.lower())
             path = self.save_pretrained(Path(folder) / "model", header + about)
             load(path)  # what can't be read again is not published
             return hub.upload(path, repo_id, commit_message, revision, private, token)
 
 
 # What the Hub shows and searches by.
-_HUB_HEADER = "---\nlibrary_name: vlae\ntags:\n- variational-autoencoder\n---\n\n"
+_HUB_HEADER = """---
+library_name: vlae
+license: mit
+pipeline_tag: unconditional-image-generation
+tags:
+- pytorch
+- variational-autoencoder
+- {tag}
+---
+
+"""
 
 
 def known_models() -> list[type[Savable]]:

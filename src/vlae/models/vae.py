@@ -108,7 +108,7 @@ class SingleLevelModel(LatentVariableModel):
     def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
         """Standardises attributes by one batch's; a VampPrior's pseudo-inputs start at its images."""
         if self.condition is not None and context is not None:
-            self.condition.initialise(context)
+            self.condition.initialise(self.condition.check(context, len(x)))
         if isinstance(self.prior_module, VampPrior):
             self.prior_module.initialise(x)
 

@@ -107,11 +107,12 @@ def check_resumable(last: Path, model: LatentVariableModel) -> None:
         elif kept:
             advice = f"the run before it, which was being overwritten, is {kept[0]}: move it back"
         raise VlaeError(f"nothing to resume: {last} does not exist; {advice}")
+    rebuilt = rebuild(read_checkpoint(last), last)
+    stored, advice = rebuilt.config, "resume with the run's own config.yaml, or choose another --run.name"
+    was, now = type(rebuilt).__name__, type(model).__name__
+    if was != now:  # they may have the same arguments
+        raise VlaeError(f"{last} is of a {was}, not of a {now}: {advice}")
     # With the defaults of arguments that are new since.
-    stored = rebuild(read_checkpoint(last), last).config
     different = [key for key in {**stored, **model.config} if stored.get(key) != model.config.get(key)]
     if different:
-        raise VlaeError(
-            f"{last} is of a model with another {', '.join(different)}: resume with the run's own config.yaml, "
-            "or choose another --run.name"
-        )
+        raise VlaeError(f"{last} is of a model with another {', '.join(different)}: {advice}")
