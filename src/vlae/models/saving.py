@@ -143,10 +143,9 @@ class Savable(nn.Module):
             return hub.upload(path, repo_id, commit_message, revision, private, token)
 
 
-# What the Hub shows and searches by.
+# What the Hub shows and searches by. No licence: the weights are their trainer's, who says so in a card of their own.
 _HUB_HEADER = """---
 library_name: vlae
-license: mit
 pipeline_tag: unconditional-image-generation
 tags:
 - pytorch
