@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from vlae import files
-from vlae.files import aside, replacing, replacing_directory, set_aside, write_text
+from vlae.files import aside, replacing, replacing_directory, set_aside, write_text, write_together
 
 
 def test_writes_and_replaces(tmp_path):
@@ -30,6 +30,25 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
         fail_halfway()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_files_that_belong_together_are_all_old_or_all_new(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in "ab"]
+    write_together(dict.fromkeys(paths, b"old"))
+    flushed = []
+
+    def second_fails(path):
+        flushed.append(path)
+        if len(flushed) == 1:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*b'"), monkeypatch.context() as patch:
+        patch.setattr(files, "_flush", second_fails)
+        write_together(dict.fromkeys(paths, b"new"))
+    assert [path.read_text() for path in paths] == ["old", "old"]
+    write_together(dict.fromkeys(paths, b"new"))
+    assert [path.read_text() for path in paths] == ["new", "new"]
+    assert left(tmp_path) == {"a", "b"}
 
 
 @pytest.fixture

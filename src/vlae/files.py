@@ -9,13 +9,13 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
 # What a write fails with where there is no room for it; the system names no file then.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 # What is being written bears the number of its process, and of its machine: others may share the directory, and only on
 # its own machine can one see whether a process still lives. A hash, as host names may be long and of any characters.
@@ -40,8 +40,8 @@ def replacing(path: Path) -> Iterator[Path]:
         _flush(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename == str(temporary) or (error.filename is None and error.errno in _NO_ROOM):
-            error.filename, error.filename2 = str(path), None
+        if error.filename == str(temporary) or (error.filename is None and error.errno in NO_ROOM):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         if temporary.is_file():
@@ -58,6 +58,13 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Writes a file of bytes."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Writes files that belong together: all of them are on the disk before the first takes its place."""
+    with ExitStack() as stack:
+        for path, data in contents.items():
+            stack.enter_context(replacing(path)).write_bytes(data)
 
 
 @contextmanager

@@ -63,11 +63,14 @@ class KeptLikelihoods:
         return row
 
     def add(self, rows: Sequence[Sequence[float]]) -> None:
-        """Adds images; they are on the disk afterwards."""
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.writelines(",".join([str(int(row[0])), *map(repr, row[1:])]) + "\n" for row in rows)
-            stream.flush()
-            os.fsync(stream.fileno())
+        """Adds images; they are on the disk afterwards. Raises `OSError`, which names the file, where they can't be."""
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.writelines(",".join([str(int(row[0])), *map(repr, row[1:])]) + "\n" for row in rows)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:  # a line that was begun is dropped when the file is read
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def difference(text: str, header: str) -> str:
