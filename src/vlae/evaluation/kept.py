@@ -49,16 +49,17 @@ class KeptLikelihoods:
         whole = text[: text.rindex("\n") + 1]
         if whole != text:
             write_text(self.path, whole)
-        rows = [self.row(line, len(names)) for line in whole[len(start) :].splitlines()]
+        rows = [self.row(line, len(names), images) for line in whole[len(start) :].splitlines()]
         return {int(row[0]): row for row in rows}
 
-    def row(self, line: str, columns: int) -> list[float]:
-        """One line's numbers."""
+    def row(self, line: str, columns: int, images: int) -> list[float]:
+        """One line's numbers, the first of them the position of one of so many images."""
+        position, *cells = line.split(",")
         try:
-            row = [float(cell) for cell in line.split(",")]
-        except ValueError:
+            row = [float(int(position)), *map(float, cells)]
+        except (ValueError, OverflowError):
             row = []
-        if len(row) != columns:
+        if len(row) != columns or not 0 <= row[0] < images:
             raise VlaeError(f"{self.path} has a line that is none of vlae's, {line[:40]!r}: remove that line")
         return row
 
@@ -79,10 +80,11 @@ def difference(text: str, header: str) -> str:
     if not line.startswith(MARK):
         return "is not a file of likelihoods"
     try:
-        there, wanted = (json.loads(each.removeprefix(MARK)) for each in (line, header))
-    except ValueError:
+        there, wanted = (dict(json.loads(each.removeprefix(MARK))) for each in (line, header))
+    except (ValueError, TypeError, RecursionError):
         return "is not a file of likelihoods"
     for name, value in wanted.items():
         if there.get(name) != value:
-            return f"has likelihoods of another {name} ({there.get(name)}, here {value})"
+            found = " ".join(str(there.get(name)).split())[:80]
+            return f"has likelihoods of another {name} ({found}, here {value})"
     return "has other columns"
