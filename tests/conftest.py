@@ -1,6 +1,8 @@
 """What the tests of several rooms share: a fixed seed, tiny models in float64, and a linear-Gaussian VAE."""
 
 import itertools
+import random
+import struct
 
 import pytest
 import torch
@@ -62,6 +64,33 @@ def binary():
 
     def make(count, shape=(1, 5, 4)):
         return torch.randint(0, 2, (count, *shape), dtype=torch.float64)
+
+    return make
+
+
+@pytest.fixture
+def mutations():
+    """A generator of so many versions of some bytes: some changed, cut, doubled or exchanged, from a seed."""
+
+    def make(data, count, seed=0):
+        rng = random.Random(seed)
+        for _ in range(count):
+            changed = bytearray(data)
+            for _ in range(rng.choice([1, 1, 2, 5, 20])):
+                at = rng.randrange(len(changed))
+                kind = rng.randrange(4)
+                if kind == 0:
+                    changed[at] = rng.choice([0, 1, 127, 128, 255, rng.randrange(256)])
+                elif kind == 1:
+                    word = rng.choice([0, 2**31, 2**32 - 1, 10**9])
+                    changed[at : at + 4] = struct.pack(rng.choice("<>") + "I", word)
+                elif kind == 2:
+                    del changed[at : at + rng.randrange(1, 9)]
+                else:
+                    changed[at:at] = changed[at : at + rng.randrange(1, 9)]
+                if not changed:
+                    break
+            yield bytes(changed)
 
     return make
 

@@ -1,6 +1,12 @@
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 
-from vlae.files import replacing, write_text
+from vlae import files
+from vlae.files import aside, replacing, replacing_directory, set_aside, write_text, write_together
 
 
 def test_writes_and_replaces(tmp_path):
@@ -24,3 +30,127 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
         fail_halfway()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_files_that_belong_together_are_all_old_or_all_new(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in "ab"]
+    write_together(dict.fromkeys(paths, b"old"))
+    flushed = []
+
+    def second_fails(path):
+        flushed.append(path)
+        if len(flushed) == 1:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_flush", second_fails)
+        with pytest.raises(OSError, match=r"No space left on device: '.*b'"):
+            write_together(dict.fromkeys(paths, b"new"))
+    assert [path.read_text() for path in paths] == ["old", "old"]
+    write_together(dict.fromkeys(paths, b"new"))
+    assert [path.read_text() for path in paths] == ["new", "new"]
+    assert left(tmp_path) == {"a", "b"}
+
+
+@pytest.fixture
+def dead():
+    """The number of a process that has just ended."""
+    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def begun(directory, process, host=files._HOST):
+    """What a process that writes the file "a", or the directory "model", has under way."""
+    file, folder = directory / f".a.{host}-{process}.tmp", directory / f".model.new-{host}-{process}-x_1"
+    file.write_text("half")
+    folder.mkdir()
+    (folder / "part").write_text("half")
+    return {file.name, folder.name}
+
+
+def left(directory):
+    return {path.name for path in directory.iterdir()}
+
+
+def write_a(directory):
+    write_text(directory / "a", "new")
+
+
+def write_model(directory):
+    with replacing_directory(directory / "model") as new:
+        (new / "part").write_text("new")
+
+
+@pytest.mark.parametrize("write", [write_a, write_model])
+def test_what_a_killed_process_left_is_removed_and_what_others_write_is_not(tmp_path, dead, write):
+    begun(tmp_path, dead)
+    others = begun(tmp_path, os.getppid()) | begun(tmp_path, dead, host="00000000")
+    for name in (f".a.{files._HOST}-none.tmp", f".a.{files._HOST}-{10**30}.tmp", f".a.{dead}.tmp", "a.tmp"):
+        (tmp_path / name).write_text("of somebody")
+        others.add(name)
+    write(tmp_path)
+    assert left(tmp_path) == others | {"a" if write is write_a else "model"}
+
+
+def test_the_names_of_what_is_being_written_are_those_that_are_swept(tmp_path):
+    with replacing(tmp_path / "a") as temporary:
+        assert re.fullmatch(files._UNFINISHED, temporary.name)[1] == str(os.getpid())
+        temporary.write_text("")
+    with replacing_directory(tmp_path / "model") as new:
+        assert re.fullmatch(files._UNFINISHED, new.name)[1] == str(os.getpid())
+
+
+def test_ten_thousand_files_do_not_list_their_directory_each(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "listdir", lambda path: calls.append(path) or [])
+    for name in "abc":
+        write_text(tmp_path / name, "")
+    assert len(calls) == 1
+
+
+def test_a_directory_that_cannot_be_listed_is_written_to(tmp_path, monkeypatch):
+    listed = os.listdir
+
+    def refuse(path):
+        if path == tmp_path:
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    write_a(tmp_path)
+    write_model(tmp_path)
+    assert (tmp_path / "a").read_text() == "new" == (tmp_path / "model" / "part").read_text()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_was_set_aside_goes_while_there_is_a_whole_one(tmp_path, dead, there):
+    """A killed process may have moved the old directory away and not yet the new one to its place; or done both."""
+    path = tmp_path / "model"
+    mine, run = (aside(path, owner) for owner in (f"{files._HOST}-{dead}-", ""))
+    for content in (mine, run, *([path] if there else [])):
+        content.mkdir()
+    with replacing_directory(path) as new:
+        assert set(set_aside(path)) == {mine, run}
+        (new / "part").write_text("new")
+    assert set_aside(path) == [run]
+
+
+def test_only_one_copy_is_set_aside_when_a_process_is_killed_between_the_renames(tmp_path, dead, monkeypatch):
+    """The newest by its time may be one that a process was removing when it was killed."""
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "part").write_text("old")
+    aside(path, f"{files._HOST}-{dead}-").mkdir()
+    rename = os.rename
+
+    def killed(source, target):
+        if target == path:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_model(tmp_path)
+    (kept,) = set_aside(path)
+    assert (kept / "part").read_text() == "old"

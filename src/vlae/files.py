@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 # What a write fails with where there is no room for it; the system names no file then.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+# What is being written bears the number of its process, and of its machine: others may share the directory, and only on
+# its own machine can one see whether a process still lives. A hash, as host names may be long and of any characters.
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+_UNFINISHED = re.compile(rf"\..+\.(?:new-)?{_HOST}-([0-9]{{1,9}})(?:\.tmp|-\w+)")
 
 
 @contextmanager
@@ -19,18 +28,20 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path that takes the place of `path` when the block ends, and is removed if the block fails.
 
     Missing parent directories are made. The content is on the disk before it gets its name, so that not even a power
-    cut leaves half a file under it. Raises `OSError`, which names `path`, where the file can't be written.
+    cut leaves half a file under it. What killed processes have left in the directory is removed. Raises `OSError`,
+    which names `path`, where the file can't be written.
     """
     # Beside the target, because os.replace is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_owner()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent.absolute(), os.getpid())
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename == str(temporary) or (error.filename is None and error.errno in _NO_ROOM):
-            error.filename, error.filename2 = str(path), None
+        if error.filename == str(temporary) or (error.filename is None and error.errno in NO_ROOM):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         if temporary.is_file():
@@ -49,6 +60,13 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         temporary.write_bytes(data)
 
 
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Writes files that belong together: all of them are on the disk before the first takes its place."""
+    with ExitStack() as stack:
+        for path, data in contents.items():
+            stack.enter_context(replacing(path)).write_bytes(data)
+
+
 @contextmanager
 def replacing_directory(path: Path) -> Iterator[Path]:
     """An empty directory that takes the place of `path` when the block ends, and is removed if the block fails.
@@ -57,7 +75,8 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     the name: a process killed in that instant leaves the old directory as `.<name>.old-.../content`, see `set_aside`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
+    _sweep(path.parent.absolute(), os.getpid())
+    new = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-{_owner()}-", dir=path.parent))
     try:
         new.chmod(0o755)  # mkdtemp's are private
         yield new
@@ -69,10 +88,14 @@ def replacing_directory(path: Path) -> Iterator[Path]:
 
 
 def _replace_directory(path: Path, new: Path) -> None:
+    # What killed processes have set aside may be the only copy, or half removed: it goes while there is a whole one.
+    superseded = re.compile(rf"{re.escape(f'.{path.name}.old-{_HOST}')}-([0-9]{{1,9}})-\w+")
     if not path.exists():
         os.rename(new, path)
+        _remove_unowned(path.parent, superseded)
         return
-    old = aside(path)
+    _remove_unowned(path.parent, superseded)
+    old = aside(path, _owner() + "-")
     try:
         os.rename(path, old)
         os.rename(new, path)
@@ -89,9 +112,9 @@ def _flush(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def aside(path: Path) -> Path:
+def aside(path: Path, owner: str = "") -> Path:
     """A new path beside `path` that its content can be moved to while a successor takes its place."""
-    return Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent)) / "content"
+    return Path(tempfile.mkdtemp(prefix=f".{path.name}.old-{owner}", dir=path.parent)) / "content"
 
 
 def set_aside(path: Path) -> list[Path]:
@@ -103,3 +126,41 @@ def set_aside(path: Path) -> list[Path]:
     """
     found = path.parent.glob(f".{path.name}.old-*/content") if path.name else ()
     return sorted(found, key=lambda content: content.stat().st_mtime, reverse=True)
+
+
+def _owner() -> str:
+    return f"{_HOST}-{os.getpid()}"
+
+
+@lru_cache(maxsize=1024)
+def _sweep(directory: Path, process: int) -> None:
+    """Removes what processes of this machine had begun to write into a directory when they were killed.
+
+    Whatever it was to become: its writer is gone. Once for each process, as a directory that ten thousand pictures are
+    written to would take long to list for each of them. (In containers that share a host name and a directory, a
+    writer may look dead: its write then fails, and nothing is half-written.)
+    """
+    _remove_unowned(directory, _UNFINISHED)
+
+
+def _remove_unowned(directory: Path, names: re.Pattern[str]) -> None:
+    """Removes what has such a name, with the number of a process that is no more; not what can't be removed."""
+    with suppress(OSError):
+        for name in os.listdir(directory):
+            if (found := names.fullmatch(name)) and not _lives(int(found[1])):
+                left = directory / name
+                with suppress(OSError):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _lives(process: int) -> bool:
+    """Whether a process of this machine may still be there; its number may also be another one's by now."""
+    if os.name != "posix":  # elsewhere os.kill ends the process, whatever the signal
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True

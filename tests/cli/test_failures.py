@@ -1,7 +1,11 @@
 """What goes wrong on real machines: one clear line, exit code 2, and nothing lost."""
 
+import errno
+import io
+import json
 import os
 import resource
+import shutil
 import sys
 from contextlib import contextmanager
 
@@ -110,12 +114,120 @@ def test_a_full_disk_while_compressing_keeps_the_old_file(here, line):
     assert (here / "out.vlae").read_bytes() == b"old"
 
 
-@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere")
-def test_a_directory_that_is_read_only(here, line):
-    (here / "outputs").mkdir()
-    (here / "outputs").chmod(0o500)
-    assert train() == 2
-    assert "choose a place that can be written to" in line()
+# -- commands that write, each with a model, data and an output that is there already --------------------------------
+
+EVAL = ["eval", "model", "--data.name", "digits", "--data.binarize", "threshold", "--data.limit", "150"]
+EVAL += ["--only", "bound", "nll", "--nll_samples", "2", "--nll_images", "140", "--output", "reports"]
+WRITERS = {
+    "train": ["train", *TINY, "--run.name", "tiny", "--trainer.max_epochs", "1"],
+    "train --resume": ["train", *TINY, "--run.name", "old", "--trainer.max_epochs", "2", "--resume"],
+    "compress": ["compress", "images.npz", "old.vlae", "--model", "model", "--verify", "false"],
+    "decompress": ["decompress", "old.vlae", "pictures", "--model", "model", "--overwrite"],
+    "eval": EVAL,
+    "eval --keep": [*EVAL, "--keep", "nll.csv"],
+    "export": ["export", "model", "programs"],
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A directory in which every command has been run once."""
+    directory = tmp_path_factory.mktemp("made")
+    model = vlae.VAE((1, 8, 8), latent_dim=2, architecture="mlp", widths=[4])
+    model.save_pretrained(directory / "model")
+    images = np.random.default_rng(0).integers(0, 2, (2000, 8, 8), dtype=np.uint8)
+    np.savez(directory / "images.npz", images=images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        assert main(["train", *TINY, "--run.name", "old", "--trainer.max_epochs", "1"]) == 0
+        for name in ("compress", "decompress", "eval --keep", "export"):
+            assert main(WRITERS[name]) == 0, name
+    return directory
+
+
+@pytest.fixture
+def there(made, tmp_path, monkeypatch):
+    """A copy of it."""
+    shutil.copytree(made, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@contextmanager
+def read_only(monkeypatch, number):
+    """Everything that makes or changes a file fails as where one may not write, but on devices such as /dev/null."""
+
+    def refusing(call, writes=lambda *_, **__: True):
+        def wrapped(*arguments, **options):
+            path = next((each for each in arguments if isinstance(each, str | os.PathLike)), None)
+            if path is None or str(path).startswith(("/dev/", "/proc/")) or not writes(*arguments, **options):
+                return call(*arguments, **options)
+            raise OSError(number, os.strerror(number), str(path))
+
+        return wrapped
+
+    def for_writing(path, mode="r", *_, **__):
+        return bool(set(mode) & set("wax+"))
+
+    with monkeypatch.context() as patch:
+        for name in ("mkdir", "rename", "replace", "unlink", "rmdir"):
+            patch.setattr(os, name, refusing(getattr(os, name)))
+        patch.setattr(os, "open", refusing(os.open, lambda path, flags, *_, **__: flags & (os.O_WRONLY | os.O_RDWR)))
+        patch.setattr(io, "open", refusing(io.open, for_writing))  # that of pathlib
+        patch.setattr("builtins.open", refusing(open, for_writing))
+        yield
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_place_that_is_read_only(there, line, monkeypatch, command, number):
+    before = contents(there)
+    with read_only(monkeypatch, number):
+        assert main(WRITERS[command]) == 2
+    message = line()
+    assert os.strerror(number) in message and "choose a" in message
+    assert contents(there) == before
+
+
+# The files that the command writes; there is room for the smaller ones, which stay the old ones then too.
+@pytest.mark.parametrize(
+    ("command", "written"),
+    [
+        ("decompress", "pictures/*"),
+        ("eval", "reports/*"),
+        ("eval --keep", "reports/*"),
+        ("export", "programs/*"),
+    ],
+)
+def test_a_full_disk_keeps_what_was_there(there, line, command, written):
+    files = list(there.glob(written))
+    room = max(path.stat().st_size for path in files) * 9 // 10
+    for path in files:
+        path.write_text("old")
+    before = contents(there)
+    with room_for_files_of(room):
+        assert main(WRITERS[command]) == 2
+    assert "free some space" in line()
+    assert contents(there) == before
+
+
+def test_likelihoods_that_are_kept_survive_a_full_disk(there, line):
+    """The disk is full within a line: what is before it counts, the measurement goes on, to the same numbers."""
+    kept, report = there / "nll.csv", there / "reports" / "evaluation.json"
+    whole, values = kept.read_text().splitlines(), json.loads(report.read_text())["values"]
+    kept.unlink()
+    report.unlink()
+    with room_for_files_of(len("\n".join(whole[:100])) - 5):
+        assert main(WRITERS["eval --keep"]) == 2
+    assert "nll.csv; free some space" in line()
+    assert not report.exists()
+    found = kept.read_text().splitlines()
+    assert 60 < len(found) < 101 and found[:-1] == whole[: len(found) - 1]
+    assert main(WRITERS["eval --keep"]) == 0
+    assert json.loads(report.read_text())["values"] == pytest.approx(values, rel=1e-5)
+    assert sorted(line.split(",")[0] for line in kept.read_text().splitlines()) == sorted(
+        line.split(",")[0] for line in whole
+    )
 
 
 def test_what_the_system_says_of_read_only_places():

@@ -1,7 +1,6 @@
 """Files made to do harm: small ones that ask for much memory or would run a program, and numbers that are none."""
 
 import io
-import random
 import resource
 import struct
 import zipfile
@@ -94,6 +93,23 @@ def test_a_small_image_of_very_many_pixels(tmp_path, size):
     refused(formats.read_png_zip, tmp_path / "a.zip", 28)
 
 
+def test_an_image_with_a_piece_that_claims_gigabytes(tmp_path):
+    data = bytearray(bomb(4, 4))
+    at = data.index(b"IDAT") - 4
+    data[at : at + 4] = struct.pack(">I", 2**32 - 1)
+    (tmp_path / "a.png").write_bytes(data)
+    try:
+        assert read_image(tmp_path / "a.png", "L").shape == (1, 4, 4)
+    except VlaeError as error:
+        assert "MemoryError" not in str(error)
+
+
+def test_a_picture_file_of_gigabytes_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "_LIMIT", 100)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8)).save(tmp_path / "a.png")
+    assert "100 at most" in refused(read_image, tmp_path / "a.png", "L")
+
+
 def test_a_zip_file_whose_image_inflates_to_gigabytes(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "_LARGEST_PNG", 1 << 16)
     zipped(tmp_path / "a.zip", {"x/y/1.png": bytes(1 << 20)})
@@ -126,27 +142,6 @@ def test_matrices_with_numbers_that_are_none(tmp_path, monkeypatch, value):
         load("caltech101_silhouettes", root=tmp_path)
 
 
-def mutations(data, count, seed=0):
-    """The bytes with some changed, cut, doubled or exchanged, from a seed."""
-    rng = random.Random(seed)
-    for _ in range(count):
-        changed = bytearray(data)
-        for _ in range(rng.choice([1, 1, 2, 5, 20])):
-            at = rng.randrange(len(changed))
-            kind = rng.randrange(4)
-            if kind == 0:
-                changed[at] = rng.choice([0, 1, 127, 128, 255, rng.randrange(256)])
-            elif kind == 1:
-                changed[at : at + 4] = struct.pack(rng.choice("<>") + "I", rng.choice([0, 2**31, 2**32 - 1, 10**9]))
-            elif kind == 2:
-                del changed[at : at + rng.randrange(1, 9)]
-            else:
-                changed[at:at] = changed[at : at + rng.randrange(1, 9)]
-            if not changed:
-                break
-        yield bytes(changed)
-
-
 @pytest.mark.parametrize(
     ("name", "file"),
     [
@@ -165,7 +160,7 @@ def test_no_damaged_matlab_file_reaches_its_parser(tmp_path, monkeypatch, name, 
 
 
 @pytest.mark.parametrize("kind", ["npz", "png"])
-def test_any_damage_to_arrays_and_images(tmp_path, kind):
+def test_any_damage_to_arrays_and_images(tmp_path, mutations, kind):
     path = tmp_path / f"a.{kind}"
     if kind == "npz":
         np.savez(path, imgs=np.arange(64, dtype=np.uint8).reshape(4, 4, 4))
@@ -181,3 +176,63 @@ def test_any_damage_to_arrays_and_images(tmp_path, kind):
             message = ""
             assert found.nbytes <= 1 << 28
         assert "\n" not in message and "MemoryError" not in message
+
+
+def amat(path):
+    path.write_text("\n".join(" ".join(str(k % 2) for k in range(784)) for _ in range(2)) + "\n")
+
+
+def png_zip(path, method):
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10)).save(buffer, "PNG")
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name in ("images_background/Greek/character01/1.png", "images_background/Greek/character02/2.png"):
+            archive.writestr(name, buffer.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["amat", "deflated zip", "stored zip"])
+def test_any_damage_to_the_files_of_binarized_mnist_and_omniglot(tmp_path, mutations, kind):
+    path, found = tmp_path / "file", 0
+    if kind == "amat":
+        amat(path)
+    else:
+        png_zip(path, zipfile.ZIP_STORED if kind == "stored zip" else zipfile.ZIP_DEFLATED)
+    for damaged in mutations(path.read_bytes(), 150):
+        path.write_bytes(damaged)
+        try:
+            pixels = formats.read_amat(path) if kind == "amat" else formats.read_png_zip(path, 28)[0]
+        except VlaeError as error:
+            assert str(path) in str(error) and "\n" not in str(error) and "MemoryError" not in str(error)
+            continue
+        found += 1
+        assert pixels.dtype == np.uint8
+        if kind == "amat":
+            assert pixels.shape[1:] == (784,) and pixels.max() <= 1
+        else:
+            assert pixels.shape[1:] == (28, 28) and len(pixels) <= 2
+    assert found < 150
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("options", [{"size": 8, "mode": "L"}, {"crop": 4}])
+def test_any_damage_to_an_image_of_a_folder(tmp_path, mutations, suffix, options):
+    """A damaged picture is read as a picture, or the folder is refused in one line that names the file."""
+    folder, kinds = tmp_path / "pictures", {"read": 0, "refused": 0}
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    for k in range(4):
+        Image.fromarray(pixels).save(folder / f"{k}.{suffix}")
+    first = folder / f"0.{suffix}"
+    for damaged in mutations(first.read_bytes(), 60):
+        first.write_bytes(damaged)
+        try:
+            images = load("folder", path=folder, **options)
+        except VlaeError as error:
+            assert str(first) in str(error) and "\n" not in str(error) and "MemoryError" not in str(error)
+            kinds["refused"] += 1
+        else:
+            side = options.get("size") or options["crop"]
+            tensor = images.tensor()
+            assert tensor.shape[1:] == (1 if "mode" in options else 3, side, side) and bool((tensor <= 1).all())
+            kinds["read"] += 1
+    assert kinds["refused"]

@@ -1,6 +1,7 @@
 """Two processes under torchrun give the numbers of one: gradients, weights, bounds; and end together if one fails."""
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -105,6 +106,24 @@ def test_one_process_writes_the_run(two):
 
 def test_bounds_are_those_of_one_process_to_the_last_bit(two):
     assert torch.load(two[0] / "evaluation.pt", weights_only=True) == together.evaluation()
+
+
+def test_the_command_gives_the_report_of_one_process_and_keeps_the_same_lines(two, tmp_path):
+    """To rounding, as the images are decoded beside others; each image has one line, in whatever order."""
+    shared = two[0] / "command"
+    assert together.command(tmp_path) == 0
+    found, alone = (json.loads((path / "reports" / "evaluation.json").read_text()) for path in (shared, tmp_path))
+    for name in ("values", "errors"):
+        assert found[name] == pytest.approx(alone[name], rel=1e-11), name
+    for name in ("images_by_group", "notes"):
+        assert found[name] == alone[name], name
+    assert "nll" in found["values"] and found["images_by_group"]["nll"] == 200
+    lines, other = ((path / "nll.csv").read_text().splitlines() for path in (shared, tmp_path))
+    assert lines[:2] == other[:2]
+    rows, wanted = (sorted([float(cell) for cell in line.split(",")] for line in each[2:]) for each in (lines, other))
+    assert len(rows) == 200 and len({row[0] for row in rows}) == 200
+    for row, expected in zip(rows, wanted, strict=True):
+        assert row == pytest.approx(expected, rel=1e-11)
 
 
 def test_a_process_that_fails_ends_all_with_one_line(two):

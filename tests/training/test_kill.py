@@ -19,11 +19,15 @@ import torch
 import yaml
 
 import vlae
-from vlae.codec import compress_files, decompress
+from vlae.codec import compress_files, decompress, decompress_files
+from vlae.data import Batches, ImageDataset
+from vlae.evaluation import KeptLikelihoods
+from vlae.evaluation.likelihood import likelihoods
 from vlae.objectives import ELBO
 from vlae.training import run
 from vlae.training.task import OptimizerSettings
 
+KILLS = int(os.environ.get("VLAE_KILLS", "3"))  # at random moments, of each kind of work
 EPOCHS = 2
 PARTS = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "global_step")
 
@@ -150,31 +154,156 @@ def training_trials(root: Path, kills: int) -> None:
     print(f"{kills} random and {count} systematic kills, run of {duration:.2f} s")
 
 
-def compression_trials(root: Path, kills: int) -> None:
+def trials(work, state, states, kills: int, seed: int) -> None:
+    """Kills `work`, which may be begun anew, at random moments and at each of its calls; lets it end at last.
+
+    Args:
+        work: what a process does; has been done once in this one.
+        state: what is on the disk.
+        states: what may be there after a kill; the first is that of finished work.
+        kills: how many at random moments.
+        seed: of the moments.
+    """
+    whole, *_ = states
+    started = time.monotonic()
+    assert forked(work) and state() == whole
+    duration = time.monotonic() - started
+    draw = random.Random(seed)
+    for _ in range(kills):
+        forked(work, kill_after=draw.uniform(0, 1.2 * duration))
+        assert state() in states
+    count, finished = 0, False
+    while not finished:
+        finished = forked(work, kill_at=(count // 2, bool(count % 2)))
+        assert state() in states
+        count += 1
+        assert count < 60, "the work does not get on"
+    assert count > 2 and state() == whole
+
+
+def tiny_model() -> vlae.VAE:
     torch.manual_seed(0)
-    model = vlae.VAE((1, 8, 8), latent_dim=2, architecture="mlp", widths=[4]).double().eval()
-    images = model.sample(12, generator=torch.Generator().manual_seed(0)).numpy()
-    np.savez(root / "images.npz", images=images.astype(np.uint8))
-    output = root / "images.vlae"
+    return vlae.VAE((1, 8, 8), latent_dim=2, architecture="mlp", widths=[4]).double().eval()
+
+
+def nothing_is_left(root: Path) -> None:
+    """No temporary file, once the work has ended."""
+    assert not list(root.rglob(".*")), "what killed processes left was not swept up"
+
+
+def codec_trials(root: Path, kills: int) -> None:
+    """Compression replaces another file; decompression writes two pictures and an array, first where nothing was."""
+    model, root = tiny_model(), root / "codec"
+    images = model.sample(12, generator=torch.Generator().manual_seed(0)).numpy().astype(np.uint8)
+    root.mkdir()
+    np.savez(root / "images.npz", images=images)
+    output, pictures = root / "images.vlae", root / "pictures"
+
+    def compressed() -> bytes:
+        return output.read_bytes()
 
     def work() -> None:
         compress_files(model, [root / "images.npz"], output)
 
-    work()  # imports what is imported late
-    started = time.monotonic()
-    assert forked(work)
-    duration, data = time.monotonic() - started, output.read_bytes()
-    draw = random.Random(1)
-    for trial in range(kills):
-        if trial % 3 == 0:
-            output.unlink(missing_ok=True)
-        forked(work, kill_after=draw.uniform(0, 1.2 * duration))
-        assert not output.exists() or output.read_bytes() == data
-    for count in range(4):
+    work()
+    whole = compressed()
+    assert np.array_equal(decompress(model, whole).numpy(), images)
+    trials(work, compressed, [whole], kills, seed=1)
+    output.write_bytes(b"old")
+    for count in range(4):  # the old file or the new one, none between them
         forked(work, kill_at=(count // 2, bool(count % 2)))
-        assert not output.exists() or output.read_bytes() == data
-    assert forked(work) and output.read_bytes() == data
-    assert np.array_equal(decompress(model, data).numpy(), images)
+        assert compressed() in (b"old", whole)
+    nothing_is_left(root)
+
+    for name, array in (("a.npy", images[:3, 0]), ("b.npy", images[3:])):
+        np.save(root / name, array)
+    compress_files(model, [root / "a.npy", root / "b.npy"], output)
+
+    def written() -> list[bytes]:
+        return [path.read_bytes() for path in sorted(pictures.glob("[!.]*"))]
+
+    def unpack() -> None:
+        decompress_files(model, output.read_bytes(), pictures, overwrite=True)
+
+    unpack()
+    a, b = written()
+    trials(unpack, written, [[a, b], [], [a], [b]], kills, seed=2)
+    for path in pictures.iterdir():
+        path.unlink()
+    trials(unpack, written, [[a, b], [], [a], [b]], 0, seed=2)
+    nothing_is_left(root)
+
+
+def saving_trials(root: Path, kills: int) -> None:
+    """One model takes the place of another: the old one, or the new one, or for an instant the old one set aside."""
+    models = [tiny_model(), tiny_model()]
+    for parameter in models[0].parameters():
+        parameter.data += 1
+    place = root / "saved" / "model"
+
+    def saved() -> int:
+        try:
+            found = vlae.load(place)
+        except vlae.VlaeError as error:
+            found = vlae.load(str(error).rpartition("the old model is ")[2])
+        return next(k for k, model in enumerate(models) if same(found.state_dict(), model.state_dict()))
+
+    def work() -> None:
+        models[1].save_pretrained(place)
+        models[0].save_pretrained(place)
+
+    work()
+    trials(work, saved, [0, 1], kills, seed=3)
+    nothing_is_left(root / "saved")
+
+
+def likelihood_trials(root: Path, kills: int) -> None:
+    """Likelihoods are added to a file in several steps: a killed measurement goes on, and gives the same numbers."""
+    model, path = tiny_model(), root / "nll.csv"
+    images = ImageDataset(torch.randint(0, 2, (150, 1, 8, 8), dtype=torch.uint8), levels=2)
+
+    def measured(kept: KeptLikelihoods | None = None):
+        def batches():
+            return ((batch.images.double(), batch.indices.tolist(), None) for batch in Batches(images, 50))
+
+        return likelihoods(model, batches, [2, 5], images=140, seed=4, kept=kept)
+
+    def kept() -> KeptLikelihoods:
+        return KeptLikelihoods(path, model, "digits")
+
+    def work() -> None:
+        measured(kept())
+
+    def lines() -> list[str]:
+        return path.read_text().splitlines(keepends=True)
+
+    undisturbed = measured()
+    work()
+    whole = lines()
+    assert len(whole) == 2 + 140
+    duration = 0.0
+    draw = random.Random(4)
+    for trial in range(kills + 1):
+        path.unlink(missing_ok=True)
+        started = time.monotonic()
+        forked(work, kill_after=draw.uniform(0, duration) if trial else None)
+        duration = duration or time.monotonic() - started
+        found = lines() if path.exists() else []
+        assert found[:-1] == whole[: max(0, len(found) - 1)]  # the last one may be cut off
+        assert not found or whole[len(found) - 1].startswith(found[-1])
+    path.unlink(missing_ok=True)
+    count, finished = 0, False
+    while not finished:  # each goes on from where the one before was killed
+        finished = forked(work, kill_at=(count % 3, bool(count % 2)))
+        count += 1
+        assert count < 30, "the measurement does not get on"
+    assert count > 3
+    path.write_text("".join(whole[:80]) + whole[80][:20])  # killed within a write
+    for resumed in (measured(kept()), measured(kept())):  # the second one measures nothing
+        for name in ("positions", "elbo", "variance", "nll", "ess"):  # batches of other sizes round in other places
+            torch.testing.assert_close(getattr(resumed, name), getattr(undisturbed, name), rtol=1e-12, atol=1e-12)
+    assert lines()[:80] == whole[:80] and len(lines()) == len(whole)
+    nothing_is_left(root)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -187,5 +316,5 @@ def test_killed_at_any_moment(tmp_path):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    training_trials(Path(sys.argv[1]), kills=3)
-    compression_trials(Path(sys.argv[1]), kills=3)
+    for try_out in (training_trials, codec_trials, saving_trials, likelihood_trials):
+        try_out(Path(sys.argv[1]), KILLS)

@@ -164,6 +164,19 @@ def evaluation() -> dict:
     return asdict(evaluate(model, batches, nll_samples=[2, 5], nll_images=37, seed=4))
 
 
+def command(directory: Path) -> int:
+    """`vlae eval` of the model in a directory, the likelihoods kept in a file there; the exit code."""
+    from vlae import cli
+
+    if processes.first():
+        torch.manual_seed(2)
+        vlae.VAE((1, 8, 8), latent_dim=3, architecture="mlp", widths=[6]).save_pretrained(directory / "model")
+    processes.wait()
+    chosen = ["--data.name", "digits", "--data.binarize", "static", "--only", "bound", "nll", "--double"]
+    chosen += ["--nll_samples", "2", "5", "--nll_images", "200", "--keep", str(directory / "nll.csv")]
+    return cli.main(["eval", str(directory / "model"), *chosen, "--output", str(directory / "reports")])
+
+
 def failing(directory: Path) -> int:
     """A training in which the second process cannot go on; the exit code of the command."""
     from vlae import cli
@@ -192,6 +205,9 @@ def main(directory: Path) -> int:
     if processes.first():
         torch.save(found, directory / "steps.pt")
         torch.save(measured, directory / "evaluation.pt")
+        (directory / "command").mkdir()
+    processes.wait()
+    assert command(directory / "command") == 0
     train(directory / "whole")
     train(directory / "cut", stop_after=1)
     if processes.first():

@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 from vlae.data import folder, formats
 from vlae.data.sources import one_line
 from vlae.errors import VlaeError
-from vlae.files import replacing
+from vlae.files import NO_ROOM, replacing
 
 SUFFIXES = {"image": folder.SUFFIXES | {".pbm"}, "array": {".npy", ".npz"}}
 RESTORED = {"image": ".png", "array": ".npz"}
@@ -271,7 +271,8 @@ def write(pictures: Sequence[Picture], directory: str | Path, overwrite: bool = 
             for picture, path in zip(pictures, paths, strict=True):
                 _save(picture, stack.enter_context(replacing(path)))
     except OSError as error:
-        raise VlaeError(f"{root}: can't be written to ({one_line(error)}); choose another directory") from error
+        advice = "free some space" if error.errno in NO_ROOM else "choose another directory"
+        raise VlaeError(f"{root}: can't be written to ({one_line(error)}); {advice}") from error
     return paths
 
 

@@ -19,7 +19,7 @@ from vlae.errors import VlaeError
 _LARGEST_ARRAY = 1 << 32  # bytes; the full dSprites are 3 GB
 _LARGEST_PNG = 1 << 26  # bytes
 _header_2 = np.lib.format.read_array_header_2_0
-_LIMIT = 1 << 30  # bytes; no idx file of a known set comes near, and a broken header may ask for terabytes
+_LIMIT = 1 << 30  # bytes; no idx file of a known set and no picture comes near; a broken header may ask for terabytes
 
 
 @contextmanager
@@ -139,6 +139,11 @@ def open_image(source: Path | IO[bytes], kinds: Sequence[str] | None = None) -> 
 
     `kinds` are Pillow's names of the formats that it may be of, whatever its name says.
     """
+    if isinstance(source, Path):
+        if (size := source.stat().st_size) > _LIMIT:
+            raise VlaeError(f"{source}: {size} bytes, {_LIMIT} at most; save it smaller")
+        # From memory: of a file Pillow would ask for as many bytes as a damaged length says, up to 4 GiB.
+        source = io.BytesIO(source.read_bytes())
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = Image.open(source)

@@ -98,9 +98,10 @@ def difference(text: str, header: str) -> str:
         return "is not a file of likelihoods"
     try:
         there, wanted = (dict(json.loads(each.removeprefix(MARK))) for each in (line, header))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return "is not a file of likelihoods"
     for name, value in wanted.items():
         if there.get(name) != value:
-            return f"has likelihoods of another {name} ({there.get(name)}, here {value})"
+            found = " ".join(str(there.get(name)).split())[:80]
+            return f"has likelihoods of another {name} ({found}, here {value})"
     return "has other columns"

@@ -32,7 +32,7 @@ from vlae.evaluation.illustrations import illustrations
 from vlae.evaluation.metrics import GROUPS, METRICS
 from vlae.evaluation.rows import in_bits, nll_cells, rows_of
 from vlae.evaluation.suite import Measurements, Progress, Settings, check_images, measure
-from vlae.files import write_text
+from vlae.files import write_together
 from vlae.machine import machine, versions
 from vlae.models.base import LatentVariableModel
 
@@ -251,8 +251,7 @@ def write(
         "metrics.csv": as_csv(found),
         "evaluation.json": as_json(found, about, settings, criteria, seconds),
     }
-    for name, text in texts.items():
-        write_text(directory / name, text)
+    write_together({directory / name: text.encode() for name, text in texts.items()})
     return [directory / name for name in texts]
 
 

@@ -26,7 +26,7 @@ from torch.export import Dim, ExportedProgram
 
 from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.errors import VlaeError
-from vlae.files import write_bytes, write_text
+from vlae.files import write_together
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
 from vlae.models.denoising import DenoisingAutoencoder
@@ -88,11 +88,10 @@ def export(model: LatentVariableModel, directory: str | Path, onnx: bool = False
             "inputs": {key: _described(value) for key, value in inputs.items()},
             "outputs": [_described(value) for value in wanted],
         }
-    for file, data in files.items():
-        write_bytes(directory / file, data)
     likelihood = {"name": type(model.likelihood).__name__, "levels": model.likelihood.levels}
     text = {"model": type(model).__name__, "likelihood": likelihood, "arguments": model.config, "parts": about}
-    write_text(directory / "export.json", json.dumps(text, indent=2) + "\n")
+    files["export.json"] = (json.dumps(text, indent=2) + "\n").encode()
+    write_together({directory / file: data for file, data in files.items()})
     return differences
 
 

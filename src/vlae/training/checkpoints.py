@@ -48,8 +48,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         about = checkpoint["vlae"]
         version = about.get("format", FORMAT)
         if version == FORMAT:  # another one may have other keys
-            _ = [checkpoint[key] for key in ("state_dict", "epoch", "global_step")]
-            _ = [about[key] for key in ("model", "arguments", "metadata")]
+            _expect(checkpoint, {"state_dict": dict, "epoch": int, "global_step": int})
+            _expect(about, {"model": str, "arguments": dict, "metadata": dict})
     except Exception as error:  # torch.load raises many kinds for damaged files
         best = path.with_name("best.ckpt")
         other = f", or copy {best} over it and resume from there" if path != best and best.is_file() else ""
@@ -62,6 +62,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "version, or train again"
         )
     return checkpoint
+
+
+def _expect(values: dict[str, Any], kinds: dict[str, type]) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(values[name], kind):
+            raise TypeError(name)
 
 
 def rebuild(checkpoint: dict[str, Any], path: Path) -> LatentVariableModel:
