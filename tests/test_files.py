@@ -42,9 +42,10 @@ def test_files_that_belong_together_are_all_old_or_all_new(tmp_path, monkeypatch
         if len(flushed) == 1:
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match=r"No space left on device: '.*b'"), monkeypatch.context() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr(files, "_flush", second_fails)
-        write_together(dict.fromkeys(paths, b"new"))
+        with pytest.raises(OSError, match=r"No space left on device: '.*b'"):
+            write_together(dict.fromkeys(paths, b"new"))
     assert [path.read_text() for path in paths] == ["old", "old"]
     write_together(dict.fromkeys(paths, b"new"))
     assert [path.read_text() for path in paths] == ["new", "new"]
