@@ -49,7 +49,8 @@ def attempt(path):
     try:
         model = model_of(path)
     except VlaeError as error:
-        assert str(path) in str(error) and "\n" not in str(error) and len(str(error)) < 600, str(error)
+        message = str(error)
+        assert str(path) in message and "\n" not in message and len(message) < 600, message
         return False
     assert isinstance(model, LatentVariableModel)
     return True

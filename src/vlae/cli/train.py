@@ -36,8 +36,17 @@ def train(words: list[str]) -> int:
     data: run.DataSettings = objects.data
     # Only the first process finds the directory as it was: the others may come when it has begun.
     directory = run.choose_directory(objects.run, config_name or data.name, settings.resume or not processes.first())
-    torch.manual_seed(settings.seed)
-    model = build_model(model_settings, data.load(data.split).image_shape)
+    try:
+        torch.manual_seed(settings.seed)
+    except (ValueError, RuntimeError):
+        raise VlaeError(f"seed {settings.seed} is none: give an integer of 64 bits") from None
+    image_shape = data.load(data.split).image_shape
+    try:
+        model = build_model(model_settings, image_shape)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate" not in str(error):
+            raise
+        raise VlaeError("there is not enough memory for a model of these sizes: choose smaller ones") from None
     started = time.monotonic()
     saved = run.train(
         model,

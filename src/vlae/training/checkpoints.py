@@ -49,7 +49,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         version = about.get("format", FORMAT)
         if version == FORMAT:  # another one may have other keys
             _expect(checkpoint, {"state_dict": dict, "epoch": int, "global_step": int})
-            _expect(about, {"model": str, "arguments": dict, "metadata": dict})
+            _expect(about, {"model": str, "arguments": object, "metadata": dict})
     except Exception as error:  # torch.load raises many kinds for damaged files
         best = path.with_name("best.ckpt")
         other = f", or copy {best} over it and resume from there" if path != best and best.is_file() else ""
