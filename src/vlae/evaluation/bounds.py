@@ -64,7 +64,7 @@ class Evaluation:
     nll_of_all: float | None = None
     nll_of_all_error: float | None = None
     ess: float | None = None
-    negative_elbos: Tensor | None = field(default=None, repr=False)
+    negative_elbos: Tensor | None = field(default=None, repr=False, compare=False)
     nll_by_samples: list[dict[str, Any]] = field(default_factory=list)
     rate_per_level: list[float] = field(default_factory=list)
     perplexity: float | None = None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlae.errors import VlaeError
@@ -42,22 +41,21 @@ class KeptLikelihoods:
             seed: of the noise.
 
         Raises:
-            VlaeError: the file is of another model, other images, other samples or another seed; or is none; or can't
-                be read or written.
+            VlaeError: the file is of another model, other images, other samples or another seed; or is none.
+            OSError: it can't be read or written.
         """
         header = MARK + json.dumps({**self.about, "images": images, "samples": list(samples), "seed": seed})
         names = ["position", "elbo", *(f"{name}_{k}" for name in ("nll", "ess") for k in samples)]
         start = f"{header}\n{','.join(names)}\n"
-        with self.said():
-            if not self.path.exists():
-                write_text(self.path, start)
-                return {}
-            text = self.path.read_text(encoding="utf-8", errors="replace")
-            if not text.startswith(start):
-                raise VlaeError(f"{self.path} {difference(text, header)}: choose another file, or remove it")
-            whole = text[: text.rindex("\n") + 1]
-            if whole != text:
-                write_text(self.path, whole)
+        if not self.path.exists():
+            write_text(self.path, start)
+            return {}
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        if not text.startswith(start):
+            raise VlaeError(f"{self.path} {difference(text, header)}: choose another file, or remove it")
+        whole = text[: text.rindex("\n") + 1]
+        if whole != text:
+            write_text(self.path, whole)
         return dict(self.row(line, len(names)) for line in whole[len(start) :].splitlines())
 
     def row(self, line: str, columns: int) -> tuple[int, list[float]]:
@@ -72,23 +70,15 @@ class KeptLikelihoods:
         return row
 
     def add(self, images: Mapping[int, Sequence[float]]) -> None:
-        """Adds images by their positions; they are on the disk afterwards. Raises `VlaeError` where it can't."""
+        """Adds images by their positions; they are on the disk afterwards. Raises `OSError`, which names the file."""
         lines = [",".join([str(position), *map(repr, numbers)]) + "\n" for position, numbers in images.items()]
-        with self.said(), self.path.open("a", encoding="utf-8") as stream:
-            stream.writelines(lines)
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    @contextmanager
-    def said(self) -> Iterator[None]:
-        """Lets what the system refuses be told to all processes, and name the file."""
         try:
-            yield
-        except OSError as error:
-            raise VlaeError(
-                f"{self.path}: {error.strerror or error}: what is done stays there; mend that and go on with the same "
-                "command, or choose another file"
-            ) from None
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.writelines(lines)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:  # a line that was begun is dropped when the file is read
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def difference(text: str, header: str) -> str:
