@@ -105,10 +105,8 @@ def first_under(nats: float, run: Path, samples: int, images: int) -> tuple[list
 
     def good(index: int) -> bool:
         seen[index] = found = quality(checkpoints[index], started, samples, images)
-        print(
-            f"epoch {found.epoch}, {found.minutes:.1f} minutes: -ELBO {found.negative_elbo:.2f}, NLL {found.nll:.2f} ± {found.error:.2f}",
-            flush=True,
-        )
+        about = f"-ELBO {found.negative_elbo:.2f}, NLL {found.nll:.2f} ± {found.error:.2f}"
+        print(f"epoch {found.epoch}, {found.minutes:.1f} minutes: {about}", flush=True)
         return found.nll < nats
 
     low, high = 0, len(checkpoints) - 1
