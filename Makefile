@@ -65,7 +65,7 @@ notebook: .venv/.installed-notebook ## open the notebooks in JupyterLab
 verify: install ## check this installation's numbers against exact ones
 	$(BIN)/vlae verify $(ARGS)
 
-bench: install ## all ratios: training, sampling, likelihood, codec (ten minutes)
+bench: install ## all ratios: training, sampling, likelihood, codec
 	$(BIN)/python benchmarks/ratios.py $(ARGS)
 
 family: install ## every model and likelihood after a small budget: the table of docs/results.md (an hour)

@@ -1,6 +1,6 @@
 """All speeds and sizes as ratios in one table, each measured in this run against its baseline.
 
-    python benchmarks/ratios.py                # prints the table: about ten minutes on an otherwise idle machine
+    python benchmarks/ratios.py                # prints the table; wants an otherwise idle machine
     python benchmarks/ratios.py --store        # and puts it into docs/benchmarks.md
 
 The single benchmarks say more: what each ingredient adds, where the time goes, what is checked before it is timed.
@@ -106,7 +106,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         page = PAGE.read_text() if options.store else f"{BEGIN}{END}"
-        store(page, "")  # before ten minutes of work
+        store(page, "")  # before minutes of work
         text = ratios()
         print(text)
         if options.store:

@@ -255,17 +255,15 @@ def test_numbers_of_samples_below_one_are_refused_in_a_line(tiny_vae, binary, sa
             call(tiny_vae(), batches(binary(3), 3), samples)
 
 
-@pytest.mark.parametrize(
-    ("images", "size", "sizes"), [(None, None, [4, 4, 3]), (6, None, [4, 2]), (8, 3, [3, 1, 3, 1])]
-)
-def test_first_images_are_cut_from_a_pass(images, size, sizes):
+@pytest.mark.parametrize(("images", "sizes"), [(None, [4, 4, 3]), (6, [4, 2]), (8, [4, 4]), (100, [4, 4, 3])])
+def test_first_images_are_cut_from_a_pass(images, sizes):
     x, context = torch.arange(11.0).view(11, 1, 1, 1), torch.arange(11) + 100
     passed = ((x[i : i + 4], range(i, min(i + 4, 11)), context[i : i + 4]) for i in range(0, 11, 4))
-    pieces = list(first_images(passed, images, size))
+    pieces = list(first_images(passed, images))
     assert [len(piece) for piece, _, _ in pieces] == sizes
     for piece, positions, told in pieces:
         assert piece.flatten().tolist() == list(positions) == (told - 100).tolist()
-    assert [i for _, positions, _ in pieces for i in positions] == list(range(images or 11))
+    assert [i for _, positions, _ in pieces for i in positions] == list(range(min(images or 11, 11)))
 
 
 @pytest.mark.parametrize("options", [{"nll_samples": -1}, {"nll_samples": 1, "nll_images": 0}, {"nll_images": -3}])

@@ -15,8 +15,6 @@ from vlae.models.base import LatentVariableModel
 
 # Images [B, C, H, W], their positions in the data set, and for conditional models their context.
 Batch = tuple[Tensor, Sequence[int]] | tuple[Tensor, Sequence[int], Tensor | None]
-
-
 # The same, always with a context, which is None where the model is told nothing.
 Parts = tuple[Tensor, Sequence[int], Tensor | None]
 
@@ -32,16 +30,15 @@ def parts(batch: Batch) -> Parts:
     return batch if len(batch) == 3 else (*batch, None)
 
 
-def first_images(batches: Iterable[Batch], images: int | None, size: int | None = None) -> Iterator[Parts]:
-    """The parts of the first `images` images (None: all) of a pass, cut into pieces of at most `size` images."""
+def first_images(batches: Iterable[Batch], images: int | None) -> Iterator[Parts]:
+    """The parts of the first `images` images (None: all) of a pass, batch by batch."""
     if images is not None and images < 1:
         raise VlaeError(f"the number of images must be 1 or more; got {images}")
     remaining = math.inf if images is None else images
     for x, positions, context in map(parts, batches):
         count = int(min(len(x), remaining))
-        for start in range(0, count, size or max(count, 1)):
-            piece = slice(start, min(start + (size or count), count))
-            yield x[piece], list(positions)[piece], None if context is None else context[piece]
+        if count:
+            yield x[:count], list(positions)[:count], None if context is None else context[:count]
         remaining -= count
         if remaining <= 0:
             return
