@@ -58,6 +58,7 @@ def train(words: list[str]) -> int:
         text,
         seed=settings.seed,
         resume=settings.resume,
+        start_from=settings.start_from,
     )
     minutes = (time.monotonic() - started) / 60
     print(f"trained in {minutes:.1f} minutes; the model is {saved}, the log {directory / 'logs' / 'train.log'}")

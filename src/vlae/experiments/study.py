@@ -32,7 +32,7 @@ from vlae.evaluation.suite import Settings
 from vlae.experiments.columns import STUDY
 from vlae.training.configuration import check, find_config, shipped
 
-CONFIG = ("model", "data", "objective", "optimizer", "trainer", "seed")
+CONFIG = ("model", "data", "objective", "optimizer", "trainer", "seed", "start_from")
 CELL = ("name", "pretrained", "run", "published", "x", "group", "note")
 PLOTS: dict[str, tuple[str, ...]] = {
     "line": ("x", "y", "log_x"),

@@ -13,7 +13,7 @@ from vlae.data.sources import one_line
 from vlae.errors import VlaeError
 from vlae.files import set_aside, write_bytes
 from vlae.models.base import LatentVariableModel
-from vlae.models.saving import build
+from vlae.models.saving import build, load
 
 FORMAT = 1  # of what `Task.on_save_checkpoint` adds; checkpoints from before it was written down have none
 
@@ -114,11 +114,33 @@ def check_resumable(last: Path, model: LatentVariableModel) -> None:
             advice = f"the run before it, which was being overwritten, is {kept[0]}: move it back"
         raise VlaeError(f"nothing to resume: {last} does not exist; {advice}")
     rebuilt = rebuild(read_checkpoint(last), last)
-    stored, advice = rebuilt.config, "resume with the run's own config.yaml, or choose another --run.name"
+    advice = "resume with the run's own config.yaml, or choose another --run.name"
     was, now = type(rebuilt).__name__, type(model).__name__
     if was != now:  # they may have the same arguments
         raise VlaeError(f"{last} is of a {was}, not of a {now}: {advice}")
-    # With the defaults of arguments that are new since.
-    different = [key for key in {**stored, **model.config} if stored.get(key) != model.config.get(key)]
-    if different:
+    if different := differences(rebuilt, model):
         raise VlaeError(f"{last} is of a model with another {', '.join(different)}: {advice}")
+
+
+def differences(one: LatentVariableModel, other: LatentVariableModel) -> list[str]:
+    """The arguments in which two models of one class differ, with the defaults of those that are new since."""
+    return [key for key in {**one.config, **other.config} if one.config.get(key) != other.config.get(key)]
+
+
+def take_weights(model: LatentVariableModel, start_from: str) -> None:
+    """Gives a new model the weights of a saved one, to be trained further: fine-tuning, or a longer training.
+
+    Args:
+        model: the new one, changed in place.
+        start_from: a saved model of the same class and arguments: a run, a directory, a pretrained name, hf:org/name.
+
+    Raises:
+        VlaeError: there is none, or it is another model.
+    """
+    source, advice = load(start_from), "a training starts from weights of the very model that its configuration names"
+    was, now = type(source).__name__, type(model).__name__
+    if was != now:
+        raise VlaeError(f"start_from: {start_from} is a {was}, not a {now}; {advice}")
+    if different := differences(build(was, source.config), model):  # built anew, it has arguments that are new since
+        raise VlaeError(f"start_from: {start_from} has another {', '.join(different)}; {advice}")
+    model.load_state_dict(source.state_dict())

@@ -35,6 +35,12 @@ def train_parser() -> Any:
     parser.add_class_arguments(TrainerSettings, "trainer")
     parser.add_class_arguments(RunSettings, "run")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights, the data's order and all noise")
+    parser.add_argument(
+        "--start_from",
+        type=str | None,  # type: ignore[arg-type]
+        default=None,
+        help="begin with the weights of this saved model: a run, a directory, a pretrained name or hf:org/name",
+    )
     parser.add_argument("--resume", type=bool, default=False, help="go on from the run's last checkpoint")
     return parser
 

@@ -31,7 +31,7 @@ from vlae.files import aside, set_aside, write_text
 from vlae.models.base import LatentVariableModel
 from vlae.objectives import Objective
 from vlae.training.callbacks import AveragedWeights, CompiledTraining, EpochReport
-from vlae.training.checkpoints import WholeCheckpoints, check_resumable, model_of
+from vlae.training.checkpoints import WholeCheckpoints, check_resumable, model_of, take_weights
 from vlae.training.checkpoints import read_checkpoint as read_checkpoint
 from vlae.training.devices import STRATEGIES, Layout, check_model, layout, strategy_for
 from vlae.training.speed import best_precision, can_compile
@@ -154,6 +154,7 @@ def train(
     config: str,
     seed: int = 0,
     resume: bool = False,
+    start_from: str | None = None,
 ) -> Path:
     """Trains a model into a run directory and returns the directory of the saved model, its best averaged weights.
 
@@ -167,6 +168,8 @@ def train(
         config: the whole configuration as YAML, kept in the run.
         seed: of the data's order, and of all noise in training.
         resume: go on from `ckpts/last.ckpt`, bit for bit as if there had been no stop.
+        start_from: a saved model of the same class and arguments, whose weights the new one begins with; the optimiser,
+            its schedule and the averages begin anew. None initialises from the data.
 
     Several processes (`trainer.devices`, or torchrun) all call this; the first one alone writes.
     """
@@ -185,7 +188,11 @@ def train(
     if resume:
         check_resumable(last, model)
     model.metadata = {"data": asdict(data), "protocol": training.protocol}
-    if not resume:
+    if start_from:
+        model.metadata["started_from"] = start_from
+    if start_from and not resume:
+        take_weights(model, start_from)
+    elif not resume:
         torch.manual_seed(seed)
         first = next(iter(_batches(training, data.batch_size, seed)))
         model.initialise(first.images, model.context_of(first.labels, first.factors))
@@ -214,6 +221,7 @@ def train(
             f"training {type(model).__name__} with {sum(p.numel() for p in model.parameters()):,} parameters on "
             f"{training.protocol}; {engine.precision}, run {directory}"
             + (f"; {where.processes} processes share each batch" if where.processes > 1 else "")
+            + (f"; from the weights of {start_from}" if start_from and not resume else "")
         )
         if not held_out:
             logger.info(

@@ -1,0 +1,105 @@
+"""A training that starts from a saved model begins with its weights, and with those of no other model."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlae import VlaeError, cli
+from vlae.models import VAE, VLAE, load
+from vlae.objectives import ELBO
+from vlae.training import run
+from vlae.training.task import OptimizerSettings
+
+SMALL = {"latent_dim": 4, "encoder_widths": (4,), "encoder_hidden": 16, "channels": 4, "flow_hidden": (8,)}
+STILL = 1e-12  # a learning rate at which no weight moves by more
+
+
+def a_model(seed: int, **changes) -> VLAE:
+    torch.manual_seed(seed)
+    return VLAE((1, 8, 8), **{"decoder_layers": 1, **SMALL, **changes})
+
+
+def train(directory: Path, start_from, model=None, lr=STILL, epochs=1, **options):
+    return run.train(
+        model or a_model(1),
+        ELBO(),
+        OptimizerSettings(lr=lr, schedule="constant"),
+        run.DataSettings("digits", binarize="dynamic", batch_size=400),
+        run.TrainerSettings(epochs, precision="32-true", accelerator="cpu", progress_bar=False),
+        directory,
+        config="",
+        start_from=start_from,
+        **options,
+    )
+
+
+def distance(one, other) -> float:
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+
+
+def test_it_begins_with_the_saved_weights(tmp_path):
+    source = a_model(2)
+    saved = source.save_pretrained(tmp_path / "source")
+    started, fresh = load(train(tmp_path / "started", str(saved))), load(train(tmp_path / "fresh", None))
+    assert distance(started.state_dict(), source.state_dict()) < 1e-6
+    assert distance(fresh.state_dict(), source.state_dict()) > 0.01
+    assert started.metadata["started_from"] == str(saved)
+    assert "started_from" not in fresh.metadata
+
+
+def test_weights_of_another_precision_are_taken(tmp_path):
+    source = a_model(2).bfloat16()
+    started = load(train(tmp_path / "started", str(source.save_pretrained(tmp_path / "source"))))
+    assert {weight.dtype for weight in started.parameters()} == {torch.float32}
+    assert distance(started.state_dict(), source.state_dict()) < 1e-6
+
+
+def test_to_resume_the_saved_model_is_not_needed_and_not_taken_again(tmp_path):
+    """Going on from a checkpoint ends where the training that was not stopped ends."""
+    saved = str(a_model(2).save_pretrained(tmp_path / "source"))
+    options = {"lr": 0.01, "start_from": saved}
+    whole = load(train(tmp_path / "whole", epochs=2, **options))
+    train(tmp_path / "parts", epochs=1, **options)
+    shutil.rmtree(saved)
+    parts = load(train(tmp_path / "parts", epochs=2, resume=True, **options))
+    assert parts.metadata["started_from"] == saved
+    assert distance(parts.state_dict(), whole.state_dict()) == 0
+    assert distance(parts.state_dict(), a_model(2).state_dict()) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (lambda: a_model(2, channels=8), "another channels"),
+        (lambda: a_model(2, latent_dim=3, flow_steps=1), "another latent_dim, flow_steps"),
+        (lambda: VAE((1, 8, 8), latent_dim=4), "is a VAE, not a VLAE"),
+    ],
+)
+def test_another_model_is_refused(other, words, tmp_path):
+    saved = other().save_pretrained(tmp_path / "other")
+    with pytest.raises(VlaeError, match=words):
+        train(tmp_path / "run", str(saved))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(VlaeError, match="no saved model at 'nowhere'"):
+        train(tmp_path / "run", "nowhere")
+    assert not (tmp_path / "run").exists()
+
+
+def test_on_the_command_line(tmp_path, capsys):
+    words = ["train", "--config", "digits", "--run.root", str(tmp_path), "--trainer.max_epochs", "1"]
+    words += ["--trainer.compile", "false", "--trainer.progress_bar", "false", "--data.limit", "256"]
+    assert cli.main([*words, "--run.name", "first"]) == 0
+    assert cli.main([*words, "--run.name", "second", "--start_from", str(tmp_path / "first")]) == 0
+    assert f"from the weights of {tmp_path / 'first'}" in (tmp_path / "second" / "logs" / "train.log").read_text()
+    assert f"start_from: {tmp_path / 'first'}" in (tmp_path / "second" / "config.yaml").read_text()
+    first, second = (
+        load(tmp_path / name / "model").metadata.get("started_from", "nothing") for name in ("first", "second")
+    )
+    assert (first, second) == ("nothing", str(tmp_path / "first"))
+    assert cli.main([*words, "--run.name", "third", "--start_from", "mnist-dynamic"]) == 2
+    assert "start_from: mnist-dynamic has another" in capsys.readouterr().err
