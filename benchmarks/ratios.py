@@ -61,7 +61,7 @@ BENCHMARKS: dict[tuple[str, ...], list[Ratio]] = {
     ("codec.py", "--images", "2000"): [
         Ratio("bytes of gzip -9 on packed bits", "of a .vlae file", rf"\| gzip -9 on packed bits .*\| {NUMBER} *\|"),
         Ratio("bytes of PNG, one mosaic", "of a .vlae file", rf"\| PNG, 1 mosaic .*\| {NUMBER} *\|"),
-        Ratio("bytes of a .vlae file, per cent over", "-ELBO", rf"\| whole file .*\| {NUMBER} %"),
+        Ratio("bytes of 2,000 images, per cent over", "-ELBO", rf"\| whole file .*\| {NUMBER} %"),
     ],
 }
 

@@ -9,11 +9,13 @@ The numbers go into the model's metadata, where `vlae eval --model NAME --check`
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import vlae
+from vlae import cli
 from vlae.evaluation import BITS, Evaluation
 from vlae.evaluation.report import evaluate_dataset
 from vlae.models.base import LatentVariableModel
@@ -25,8 +27,8 @@ CARD = """# {name}
 
 A `{kind}` with {parameters:,} parameters. Load it with `vlae.load("{name}")`.
 
-- **Trained on** {protocol}; {epochs} epochs, {steps:,} steps. The weights are the run's averaged (EMA) weights with the
-  best bound on the validation split.{note}
+- **Trained on** {protocol}; {epochs} epochs, {steps:,} steps{started}. The weights are the run's averaged (EMA) weights
+  {chosen}.{note}
 - **Configuration**: the constructor arguments in `config.json`. {field}.
 - **Trained by** `{command}`.
 
@@ -42,6 +44,9 @@ On {test}. Nats per image; noise keyed by image, seed {seed}.
 
 **Checked by** `vlae eval --model {name} --check` (within 0.02 nats).
 """
+
+BEST = "with the best bound on the validation split"
+LAST = "at its end, for the validation images were trained on too"
 
 CODE = (
     "Decoding an image with another image's z costs {shuffled_gap:.2f} nats more. {active_units} of {latent_dim} "
@@ -117,6 +122,8 @@ def card_of(model: LatentVariableModel, name: str, test: str, result: Evaluation
         epochs=metadata["epochs"],
         steps=metadata["steps"],
         command=metadata["command"],
+        started=f", from the weights of `{start}`" if (start := metadata.get("started_from")) else "",
+        chosen=LAST if "validation" in metadata["data"]["split"] else BEST,
         note=f" {metadata['note']}" if metadata.get("note") else "",
     )
 
@@ -132,7 +139,12 @@ def main() -> int:
     parser.add_argument("--nll_images", type=int, help="else as before, or 500")
     parser.add_argument("--seed", type=int, help="else as before, or 0")
     arguments = parser.parse_args()
-    model = vlae.load(arguments.run)
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", arguments.name):
+        parser.error(f"the name is lower-case words and numbers joined by hyphens; got {arguments.name!r}")
+    try:
+        model = vlae.load(arguments.run)
+    except vlae.VlaeError as error:
+        return cli.fail(str(error))
     for key in ("command", "note"):
         if getattr(arguments, key) is not None:
             model.metadata[key] = getattr(arguments, key)
