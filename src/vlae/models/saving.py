@@ -132,8 +132,8 @@ class Savable(nn.Module):
             revision: branch to commit to; None is the main one.
             private: whether a new repository is private; None leaves it to the organisation.
             token: to write with; None takes that of `hf auth login`.
-            card: the text of the model card. A header of what the Hub shows and searches by, the MIT licence among it,
-                is put before it, unless it begins with one of its own (`---`).
+            card: the text of the model card. A header of what the Hub shows and searches by (no licence: the weights are
+                their trainer's) is put before it, unless it begins with one of its own (`---`).
         """
         with tempfile.TemporaryDirectory() as folder:
             about = card or f'# {repo_id}\n\nLoad with `vlae.load("{hub.PREFIX}{repo_id}")`.\n'
