@@ -80,8 +80,9 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     try:
         new.chmod(0o755)  # mkdtemp's are private
         yield new
-        for file in new.iterdir():
-            _flush(file)
+        for file in new.rglob("*"):
+            if file.is_file():
+                _flush(file)
         _replace_directory(path, new)
     finally:
         shutil.rmtree(new, ignore_errors=True)

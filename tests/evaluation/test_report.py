@@ -218,14 +218,23 @@ def test_criteria_are_measured_for_printed_and_fail_only_when_strict(tiny_vlae, 
     monkeypatch.setattr(criteria, "ENOUGH", 1)
     model, test, nobody = tiny_vlae(), images(8), References(None, None, {"pixelcnn": "none", "vae": "none"})
     settings = Settings(only=("knn",), **SMALL)
-    assert report.run(model, test, tmp_path, settings, references=nobody) == 0
+    assert report.run(model, test, tmp_path, settings, criteria=True, references=nobody) == 0
     values = json.loads((tmp_path / "evaluation.json").read_text())
     names = ["rate", "used", "samples", "sharpness", "nll", "speed", "codec"]
     assert [criterion["name"] for criterion in values["criteria"]] == names
     assert values["criteria"][1]["verdict"] == "NOT met"  # a model of random weights does not use its code
     assert "shuffled_gap" in values["values"]
     assert "NOT met" in capsys.readouterr().out and "NOT met" in (tmp_path / "report.html").read_text()
-    assert report.run(model, test, tmp_path, settings, references=nobody, strict=True) == 1
+    assert report.run(model, test, tmp_path, settings, criteria=True, references=nobody, strict=True) == 1
+
+
+def test_all_processes_measure_what_the_criteria_need(tiny_vlae, images, tmp_path, monkeypatch):
+    """The second process has no models to compare with, and yet its share of the same measures."""
+    asked = []
+    monkeypatch.setattr(report.processes, "first", lambda: False)
+    monkeypatch.setattr(report, "measure", lambda model, test, train, settings, keep: asked.append(settings.metrics))
+    report.run(tiny_vlae(), images(8), tmp_path, Settings(only=("knn",), **SMALL), criteria=True)
+    assert set(criteria.NEEDED) | {"knn"} <= set(asked[0])
 
 
 def test_double_measures_in_float64_and_leaves_the_model_alone(tiny_vlae, images, tmp_path):

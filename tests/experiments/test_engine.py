@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import vlae
 from vlae import VlaeError, cli
 from vlae.evaluation.suite import Measurements
 from vlae.experiments import cells, engine, study, tables
@@ -305,6 +306,20 @@ def test_a_model_that_is_there_is_only_measured(done, tmp_path):
     assert none == given
 
 
+def test_a_model_that_was_trained_elsewhere_finds_the_images_of_its_judge_here(done, tmp_path, monkeypatch):
+    """A folder of another machine in its metadata is no place to look for images."""
+    shutil.copytree(done / "cells" / "none", tmp_path / "run")
+    saved = vlae.load(tmp_path / "run")
+    saved.metadata["data"]["root"] = str(tmp_path / "not-here")
+    saved.save_pretrained(tmp_path / "run" / "model")
+    asked = []
+    monkeypatch.setattr(cells, "judge_of", lambda data, training, test: (asked.append(data), ["no judge"]))
+    measure = {**TINY["measure"], "only": ["samples"], "quality_images": 20}
+    given = [{"name": "given", "run": str(tmp_path / "run")}]
+    assert engine.run(write(tmp_path, cells=given, measure=measure, columns=["mse"], plots=[]), tmp_path / "new") == 0
+    assert [data.root for data in asked] == [None]
+
+
 def test_shards_and_the_table_of_what_is_there(tmp_path):
     tiny, out = write(tmp_path), tmp_path / "out"
     with pytest.raises(VlaeError, match="nothing in"):
@@ -492,6 +507,18 @@ def test_a_missing_engine_is_refused_in_one_line(name, monkeypatch):
         VlaeError, match=rf"{name} is not there \(No module named '{name}.*'\): pip install 'vlae\[{name}\]'"
     ):
         Spread(workers=2, engine=name).map(str, [1, 2])
+
+
+def test_what_is_to_be_made_anew_is_not_removed_where_the_workers_are_missing(done, tmp_path, monkeypatch):
+    def missing(module):
+        raise VlaeError(f"pip install {module}")
+
+    before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+    monkeypatch.setattr(engine, "_needed", missing)
+    for options in ({"overwrite": True}, {"again": ["none"]}):
+        with pytest.raises(VlaeError, match="pip install"):
+            engine.run(write(tmp_path), done, spread=Spread(workers=2, engine="ray"), **options)
+    assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------

@@ -272,3 +272,24 @@ def test_a_loaded_model_keeps_the_configuration_it_was_saved_with(tmp_path):
     del config["arguments"]["spectral_norm"]
     (path / "config.json").write_text(json.dumps(config))
     assert vlae.load(path).config == config["arguments"]
+
+
+def test_what_lies_beside_a_saved_model_stays_when_it_is_saved_anew(saved, tiny_vlae):
+    (saved / "reports").mkdir()
+    (saved / "reports" / "report.html").write_text("numbers")
+    (saved / "notes.txt").write_text("mine")
+    tiny_vlae().save_pretrained(saved)
+    assert (saved / "reports" / "report.html").read_text() == "numbers"
+    assert (saved / "notes.txt").read_text() == "mine"
+    assert isinstance(vlae.load(saved), vlae.VLAE)
+
+
+@pytest.mark.parametrize("text", ['{"architectures": ["Bert"], "format": 1}', "[1]", "no JSON"])
+def test_a_directory_with_a_configuration_of_something_else_is_not_replaced(tmp_path, tiny_vae, text):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "config.json").write_text(text)
+    (tmp_path / "project" / "thesis.tex").write_text("years")
+    with pytest.raises(VlaeError, match="not a saved model"):
+        tiny_vae().save_pretrained(tmp_path / "project")
+    assert (tmp_path / "project" / "thesis.tex").read_text() == "years"
+    assert (tmp_path / "project" / "config.json").read_text() == text

@@ -103,3 +103,20 @@ def test_on_the_command_line(tmp_path, capsys):
     assert (first, second) == ("nothing", str(tmp_path / "first"))
     assert cli.main([*words, "--run.name", "third", "--start_from", "mnist-dynamic"]) == 2
     assert "start_from: mnist-dynamic has another" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_is_started_from(tmp_path):
+    """It has checkpoints and no saved model yet: that is made."""
+    train(tmp_path / "stopped", None, lr=0.01)
+    shutil.rmtree(tmp_path / "stopped" / "model")
+    train(tmp_path / "run", str(tmp_path / "stopped"))
+    assert distance(load(tmp_path / "run").state_dict(), load(tmp_path / "stopped").state_dict()) < 1e-6
+
+
+@pytest.mark.parametrize("part", [".", "model"])
+def test_a_run_is_not_replaced_by_what_starts_from_it(part, tmp_path):
+    train(tmp_path / "run", None)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(VlaeError, match="would be replaced by what starts from it"):
+        train(tmp_path / "run", str(tmp_path / "run" / part))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before

@@ -89,6 +89,7 @@ def evaluate(words: list[str]) -> int:
         run=run_of(settings, directory),
         double=settings.double,
         check=settings.check,
+        criteria=settings.criteria,
         references=references,
         strict=settings.strict,
         command=shlex.join(["vlae", "eval", *words]),

@@ -59,6 +59,7 @@ def train(words: list[str]) -> int:
         seed=settings.seed,
         resume=settings.resume,
         start_from=settings.start_from,
+        overwrite=settings.run.overwrite,
     )
     minutes = (time.monotonic() - started) / 60
     print(f"trained in {minutes:.1f} minutes; the model is {saved}, the log {directory / 'logs' / 'train.log'}")

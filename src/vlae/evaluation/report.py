@@ -53,6 +53,7 @@ def run(
     run: Path | None = None,
     double: bool = False,
     check: bool = False,
+    criteria: bool = False,
     references: References | None = None,
     strict: bool = False,
     command: str = "",
@@ -73,7 +74,8 @@ def run(
         run: directory of the run that the model is of, whose training is drawn.
         double: in float64.
         check: compare with the model's expected numbers, measured as they were.
-        references: models that the success criteria compare with; None leaves the criteria out.
+        criteria: whether the success criteria are checked.
+        references: the models that they compare with, in the first process.
         strict: fail where a criterion is not met.
         command: the command line, for the report.
         keep: the file that the NLL of every image is kept in as it is measured, and not measured again.
@@ -93,7 +95,7 @@ def run(
             nll_images=expected["nll_images"] or None,
             seed=expected["seed"],
         )
-    if references is not None and settings.only:
+    if criteria and settings.only:  # in all processes: they measure together
         settings = replace(settings, only=(*settings.only, *needed(settings.metrics)))
     if double:
         model = copy.deepcopy(model).double()
@@ -105,16 +107,16 @@ def run(
     with progress_bars() as progress:
         found = measure(model, test, train, settings, judge, progress, keep)
         found.notes += notes
-        criteria = None
-        if references is not None:
+        checked = None
+        if criteria and references is not None:
             free_nats = free_nats_at_end(model, run)
-            criteria = check_criteria(model, test, found, judge, references, settings, free_nats, progress)
+            checked = check_criteria(model, test, found, judge, references, settings, free_nats, progress)
     seconds = time.monotonic() - started
-    show(found, criteria)
-    paths = write(directory, model, found, settings, run, command, criteria, seconds)
+    show(found, checked)
+    paths = write(directory, model, found, settings, run, command, checked, seconds)
     print(f"written in {seconds:.0f} s: {', '.join(map(str, paths))}")
     failed = compare(found.values, expected) if check and expected else 0
-    if strict and criteria and any(criterion.met is False for criterion in criteria):
+    if strict and checked and any(criterion.met is False for criterion in checked):
         return 1
     return failed
 

@@ -14,7 +14,6 @@ import csv
 import json
 import math
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -39,11 +38,11 @@ from vlae.experiments.dae import flat, judge_of
 from vlae.experiments.plan import Load, Timing
 from vlae.experiments.study import Cell, Measure
 from vlae.files import replacing, write_text
+from vlae.machine import machine, versions
 from vlae.models import LatentVariableModel, load
 from vlae.models.saving import CONFIG, locate
 from vlae.sampling import prior_samples
 from vlae.training.run import DataSettings, TrainerSettings
-from vlae.training.speed import machine
 
 KEPT_PICTURES = 32
 TIMED_BATCH, TIMES = 64, 3
@@ -322,14 +321,19 @@ def evaluate(job: Job) -> dict[str, Any]:
     return _finite(result)
 
 
+def data_of(job: Job, model: LatentVariableModel) -> DataSettings:
+    """The cell's own data, else what its model was trained on, wherever that lies on this machine."""
+    if job.data is not None:
+        return job.data
+    own = {k: v for k, v in model.metadata.get("data", {}).items() if k in ("name", "binarize", "options")}
+    if not own:
+        raise VlaeError(f"the model {job.model_path()} does not say what it was trained on: give the cell its data")
+    return DataSettings(**own)
+
+
 def images_of(job: Job, model: LatentVariableModel) -> tuple[ImageDataset, ImageDataset]:
     """Training images, and the held-out ones that are measured."""
-    data = job.data
-    if data is None:
-        own = {k: v for k, v in model.metadata.get("data", {}).items() if k in ("name", "binarize", "options")}
-        if not own:
-            raise VlaeError(f"the model {job.model_path()} does not say what it was trained on: give the cell its data")
-        data = DataSettings(**own)
+    data = data_of(job, model)
 
     def part(split: str) -> ImageDataset:
         return load_data(data.name, split, root=data.root, binarize=data.binarize, **data.options)
@@ -343,7 +347,7 @@ def judge_for(job: Job, model: LatentVariableModel, training: ImageDataset, test
     """The classifier that judges samples, where that is wanted and the set has one."""
     if not job.measure.settings.needs_judge:
         return None
-    judge, _ = judge_of(job.data or DataSettings(**model.metadata["data"]), training, test)
+    judge, _ = judge_of(data_of(job, model), training, test)
     return judge
 
 
@@ -377,13 +381,6 @@ def sampling_seconds(model: LatentVariableModel, test: ImageDataset) -> float:
         prior_samples(model, TIMED_BATCH, context=context)
         seconds.append(time.perf_counter() - started)
     return min(seconds) / TIMED_BATCH
-
-
-def versions() -> str:
-    """What made the numbers."""
-    from vlae import __version__
-
-    return f"vlae {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def _keep_pictures(found: Measurements, path: Path) -> None:

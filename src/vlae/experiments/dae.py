@@ -32,7 +32,7 @@ from vlae.files import write_text
 from vlae.models import LatentVariableModel, load
 from vlae.models.saving import CONFIG, build
 from vlae.objectives import ELBO, Linear
-from vlae.training.run import DataSettings, RunSettings, TrainerSettings, choose_directory, export, train
+from vlae.training.run import DataSettings, RunSettings, TrainerSettings, choose_directory, saved_model, train
 from vlae.training.task import OptimizerSettings
 
 logger = logging.getLogger("vlae.experiments")
@@ -177,9 +177,7 @@ def load_as(kind: str, path: str, dataset: ImageDataset) -> LatentVariableModel:
         place = place.parent.parent
     elif place.is_file():
         raise VlaeError(f"--{kind}_ckpt takes the directory of a saved model or of a run; {path} is a file")
-    if (place / "config.yaml").is_file() and not (place / "model").is_dir():
-        export(place)
-    model = load(place if place.exists() else path)
+    model = load(saved_model(place) if place.exists() else path)
     if type(model).__name__ != KINDS[kind]:
         raise VlaeError(f"--{kind}_ckpt needs a {KINDS[kind]}; {path} holds a {type(model).__name__}")
     own = model.metadata.get("data", {}).get("name")

@@ -78,6 +78,12 @@ class Spread:
         with self._backend():
             return Parallel(n_jobs=self.workers, batch_size=1, pre_dispatch="all")(delayed(function)(i) for i in items)
 
+    def check(self) -> None:
+        """Refuses workers that can't be had, before anything is removed to be made anew."""
+        if not self.alone:
+            with self._backend():
+                pass
+
     @contextmanager
     def _backend(self) -> Iterator[None]:
         """Joblib's backend of the engine, as long as it is needed."""
@@ -204,6 +210,7 @@ def run(
         print_plan(study, plan, jobs, states)
     elif not table_only:
         refuse_changes(jobs[first - 1 :: count], states)
+        spread.check()
     if not any(now.name == "changed" for now in states.values()):
         plan.write(output / "plan.json")
     if dry_run:

@@ -1,6 +1,6 @@
 """Saved models on the Hugging Face Hub, through its own client: `hf:org/name`, or `hf:org/name@revision`.
 
-A repository holds what a saved model's directory holds. Of a repository, only the three files of a saved model are
+A repository holds what a saved model's directory holds. Of a repository, only the configuration and the weights are
 fetched, whatever else lies in it; they are read as any saved model is, by checksum and without unpickling.
 """
 

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import os
+import shutil
 import tempfile
 from functools import wraps
 from importlib import resources
@@ -84,10 +85,11 @@ class Savable(nn.Module):
     def save_pretrained(self, path: str | os.PathLike[str], card: str | None = None) -> Path:
         """Writes the model to the directory `path`, replacing a model that is there; returns the path.
 
-        The new directory is complete before it takes the old one's place. `card` is the text of the model card.
+        The new directory is complete before it takes the old one's place. `card` is the text of the model card. Other
+        files in the directory, such as reports, are kept.
         """
         path = Path(path)
-        if path.exists() and not (path / CONFIG).is_file() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not is_saved_model(path) and (not path.is_dir() or any(path.iterdir())):
             raise VlaeError(f"{path} exists and is not a saved model: choose another path, nothing was written")
         weights = safetensors.torch.save({k: v.contiguous() for k, v in self.state_dict().items()})
         config = {
@@ -102,6 +104,12 @@ class Savable(nn.Module):
             (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             text = card or f'# {type(self).__name__}\n\nLoad with `vlae.load("{path.name}")`.\n'
             (new / CARD).write_text(text, encoding="utf-8")
+            for other in path.iterdir() if path.is_dir() else ():
+                if other.name not in (WEIGHTS, CONFIG, CARD):
+                    if other.is_dir() and not other.is_symlink():
+                        shutil.copytree(other, new / other.name, symlinks=True)
+                    else:
+                        shutil.copy2(other, new / other.name, follow_symlinks=False)
         return path
 
     @classmethod
@@ -132,8 +140,8 @@ class Savable(nn.Module):
             revision: branch to commit to; None is the main one.
             private: whether a new repository is private; None leaves it to the organisation.
             token: to write with; None takes that of `hf auth login`.
-            card: the text of the model card. A header of what the Hub shows and searches by (no licence: the weights are
-                their trainer's) is put before it, unless it begins with one of its own (`---`).
+            card: the text of the model card. A header of what the Hub shows and searches by (no licence: the weights
+                are their trainer's) is put before it, unless it begins with one of its own (`---`).
         """
         with tempfile.TemporaryDirectory() as folder:
             about = card or f'# {repo_id}\n\nLoad with `vlae.load("{hub.PREFIX}{repo_id}")`.\n'
@@ -185,6 +193,14 @@ def locate(path_or_name: str | os.PathLike[str]) -> Path:
         f"no saved model at {name!r}: give a directory with {CONFIG} and {WEIGHTS}, "
         f"a pretrained name ({', '.join(pretrained_names()) or 'none shipped'}), or {hub.PREFIX}ORGANISATION/NAME"
     )
+
+
+def is_saved_model(path: Path) -> bool:
+    """Whether a directory is one that `save_pretrained` has written, and not another's that has a `config.json` too."""
+    try:
+        return {"format", "model", "arguments", "sha256"} <= set(json.loads((path / CONFIG).read_text()))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def fingerprint(model: LatentVariableModel) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vlae.data.sources import one_line
 from vlae.errors import VlaeError
@@ -15,7 +16,38 @@ from vlae.files import set_aside, write_bytes
 from vlae.models.base import LatentVariableModel
 from vlae.models.saving import build, load
 
+RESUME = "resume with the run's own config.yaml, or choose another --run.name"
 FORMAT = 1  # of what `Task.on_save_checkpoint` adds; checkpoints from before it was written down have none
+
+
+class BestAndLast(ModelCheckpoint):
+    """`best.ckpt` by the validation bound, where there is one, and `last.ckpt`.
+
+    A run may be moved, or seen under another path: what was best stays so. Lightning's own would forget it then, and
+    the next epoch, however bad, would take its place.
+    """
+
+    def __init__(self, directory: Path, held_out: bool):
+        super().__init__(
+            directory,
+            filename="best",
+            monitor="validation/elbo" if held_out else None,
+            mode="max",
+            save_last=True,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the state of a run that may have been elsewhere."""
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        paths = ("kth_best_model_path", "best_model_path", "last_model_path")
+        moved = {key: here(state_dict[key]) for key in paths if key in state_dict}
+        best = {here(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -103,8 +135,8 @@ def model_of(path: Path) -> LatentVariableModel:
     return model
 
 
-def check_resumable(last: Path, model: LatentVariableModel) -> None:
-    """Refuses to resume from a checkpoint that is missing, damaged, or of a model with other settings."""
+def check_resumable(last: Path, model: LatentVariableModel) -> dict[str, Any]:
+    """The checkpoint to resume from; refuses one that is missing, damaged, or of a model with other settings."""
     if not last.is_file():
         best, kept = last.with_name("best.ckpt"), set_aside(last.parent.parent)
         advice = "train without --resume"
@@ -113,13 +145,39 @@ def check_resumable(last: Path, model: LatentVariableModel) -> None:
         elif kept:
             advice = f"the run before it, which was being overwritten, is {kept[0]}: move it back"
         raise VlaeError(f"nothing to resume: {last} does not exist; {advice}")
-    rebuilt = rebuild(read_checkpoint(last), last)
-    advice = "resume with the run's own config.yaml, or choose another --run.name"
+    checkpoint = read_checkpoint(last)
+    rebuilt, advice = rebuild(checkpoint, last), RESUME
     was, now = type(rebuilt).__name__, type(model).__name__
     if was != now:  # they may have the same arguments
         raise VlaeError(f"{last} is of a {was}, not of a {now}: {advice}")
     if different := differences(rebuilt, model):
         raise VlaeError(f"{last} is of a model with another {', '.join(different)}: {advice}")
+    return checkpoint
+
+
+def check_training(
+    last: Path, checkpoint: dict[str, Any], kinds: dict[str, str], epochs: int, averaged: bool, start_from: str | None
+) -> None:
+    """Refuses to resume a training as another one.
+
+    Args:
+        last: where the checkpoint is.
+        checkpoint: to go on from.
+        kinds: `Task.kinds` of the training that is asked for.
+        epochs: it is to have, those of the checkpoint among them.
+        averaged: whether it averages weights.
+        start_from: what it is said to have begun with.
+    """
+    about = checkpoint["vlae"]
+    for key, was in about.get("training", {}).items():
+        if kinds.get(key) != was:
+            raise VlaeError(f"{last} was trained with {key} {was}, not {kinds.get(key)}: {RESUME}")
+    if (was := "current_model_state" in checkpoint) != averaged:
+        raise VlaeError(f"{last} has {'' if was else 'no '}averaged weights: leave trainer.ema_decay as it was")
+    if (done := checkpoint["epoch"] + 1) > epochs:
+        raise VlaeError(f"{last} has {done} epochs behind it: trainer.max_epochs must be as many or more; got {epochs}")
+    if (begun := about["metadata"].get("started_from")) != start_from:
+        raise VlaeError(f"{last} started from {begun or 'new weights'}, not from {start_from or 'new ones'}: {RESUME}")
 
 
 def differences(one: LatentVariableModel, other: LatentVariableModel) -> list[str]:
@@ -127,7 +185,7 @@ def differences(one: LatentVariableModel, other: LatentVariableModel) -> list[st
     return [key for key in {**one.config, **other.config} if one.config.get(key) != other.config.get(key)]
 
 
-def take_weights(model: LatentVariableModel, start_from: str) -> None:
+def take_weights(model: LatentVariableModel, start_from: str | Path) -> None:
     """Gives a new model the weights of a saved one, to be trained further: fine-tuning, or a longer training.
 
     Args:

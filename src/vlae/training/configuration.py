@@ -37,7 +37,7 @@ def train_parser() -> Any:
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights, the data's order and all noise")
     parser.add_argument(
         "--start_from",
-        type=str | None,  # type: ignore[arg-type]
+        type=str | None,
         default=None,
         help="begin with the weights of this saved model: a run, a directory, a pretrained name or hf:org/name",
     )

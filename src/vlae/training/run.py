@@ -11,6 +11,7 @@ outputs/<name>/
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import threading
 import warnings
@@ -22,16 +23,24 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vlae import data, processes
 from vlae.errors import VlaeError
 from vlae.files import aside, set_aside, write_text
 from vlae.models.base import LatentVariableModel
+from vlae.models.saving import CONFIG
 from vlae.objectives import Objective
 from vlae.training.callbacks import AveragedWeights, CompiledTraining, EpochReport
-from vlae.training.checkpoints import WholeCheckpoints, check_resumable, model_of, take_weights
+from vlae.training.checkpoints import (
+    BestAndLast,
+    WholeCheckpoints,
+    check_resumable,
+    check_training,
+    model_of,
+    take_weights,
+)
 from vlae.training.checkpoints import read_checkpoint as read_checkpoint
 from vlae.training.devices import STRATEGIES, Layout, check_model, layout, strategy_for
 from vlae.training.speed import best_precision, can_compile
@@ -85,7 +94,7 @@ class TrainerSettings:
         precision: "auto" (bf16 where the hardware multiplies it natively), "32-true", "bf16-mixed" or "64-true".
         compile: compile the networks; falls back, saying so, where no compiler is found.
         ema_decay: of the averaged weights; 0 switches averaging off.
-        gradient_clip: the gradient's norm is cut to this.
+        gradient_clip: the gradient's norm is cut to this; 0 leaves it as it is.
         early_stopping: stop after so many epochs without a better validation bound; 0 never does.
         max_bad_steps: stop after so many steps in a row with a NaN or infinite loss or gradient.
         accelerator: "auto" (CUDA where there is one, else the CPU), "cpu" or "cuda".
@@ -115,7 +124,12 @@ class TrainerSettings:
             raise VlaeError(f"trainer.max_epochs must be at least 1; got {self.max_epochs}")
         if not 0 <= self.ema_decay < 1:
             raise VlaeError(f"trainer.ema_decay must be in [0, 1); got {self.ema_decay}")
-        for name, number in (("devices", self.devices), ("num_nodes", self.num_nodes)):
+        if not 0 <= self.gradient_clip < math.inf:
+            raise VlaeError(f"trainer.gradient_clip must be positive, or 0 for none; got {self.gradient_clip}")
+        if self.early_stopping < 0:
+            raise VlaeError(f"trainer.early_stopping is epochs, or 0 for never; got {self.early_stopping}")
+        counts = {"devices": self.devices, "num_nodes": self.num_nodes, "max_bad_steps": self.max_bad_steps}
+        for name, number in counts.items():
             if number < 1:
                 raise VlaeError(f"trainer.{name} must be at least 1; got {number}")
         if self.strategy not in STRATEGIES:
@@ -155,6 +169,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
     start_from: str | None = None,
+    overwrite: bool = True,
 ) -> Path:
     """Trains a model into a run directory and returns the directory of the saved model, its best averaged weights.
 
@@ -164,12 +179,13 @@ def train(
         optimizer: how the weights move.
         data: which images.
         trainer: how long, how fast, on what.
-        directory: the run's; see the module's text for what it holds. What is there is replaced, unless resumed.
+        directory: the run's; see the module's text for what it holds.
         config: the whole configuration as YAML, kept in the run.
         seed: of the data's order, and of all noise in training.
         resume: go on from `ckpts/last.ckpt`, bit for bit as if there had been no stop.
         start_from: a saved model of the same class and arguments, whose weights the new one begins with; the optimiser,
             its schedule and the averages begin anew. None initialises from the data.
+        overwrite: replace a run that is there; else it is refused, unless it is resumed.
 
     Several processes (`trainer.devices`, or torchrun) all call this; the first one alone writes.
     """
@@ -186,27 +202,24 @@ def train(
         )
     last = directory / "ckpts" / "last.ckpt"
     if resume:
-        check_resumable(last, model)
+        checkpoint = check_resumable(last, model)
+    elif start_from:
+        check_source(start_from, directory)
     model.metadata = {"data": asdict(data), "protocol": training.protocol}
     if start_from:
         model.metadata["started_from"] = start_from
-    if start_from and not resume:
-        take_weights(model, start_from)
-    elif not resume:
+    if not resume:
         torch.manual_seed(seed)
+    if start_from and not resume:
+        take_weights(model, saved_model(start_from))
+    elif not resume:
         first = next(iter(_batches(training, data.batch_size, seed)))
         model.initialise(first.images, model.context_of(first.labels, first.factors))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = Task(model, objective, optimizer, seed, trainer.gradient_clip, trainer.max_bad_steps)
-    checkpoints = ModelCheckpoint(
-        directory / "ckpts",
-        filename="best",
-        monitor="validation/elbo" if held_out else None,
-        mode="max",
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
+    if resume:
+        check_training(last, checkpoint, task.kinds, trainer.max_epochs, bool(trainer.ema_decay), start_from)
+    checkpoints = BestAndLast(directory / "ckpts", held_out)
     with ExitStack() as stack:
         stack.enter_context(quiet())
         engine = _engine(trainer, directory, checkpoints, where)
@@ -214,7 +227,7 @@ def train(
             model.double()  # now, or the averages would begin in float32
         batches = _batches(training, data.batch_size, seed, (engine.global_rank, where.processes))
         if engine.is_global_zero:
-            stack.enter_context(room_for(directory, resume))
+            stack.enter_context(room_for(directory, resume, overwrite))
             stack.enter_context(log_to(directory / "logs" / "train.log"))
             write_text(directory / "config.yaml", config)
         logger.info(
@@ -254,7 +267,7 @@ def data_loader(dataset: data.ImageDataset, batch_size: int) -> data.Batches:
     return data.Batches(dataset, min(batch_size, len(dataset)))
 
 
-def _engine(settings: TrainerSettings, directory: Path, checkpoints: ModelCheckpoint, where: Layout) -> pl.Trainer:
+def _engine(settings: TrainerSettings, directory: Path, checkpoints: BestAndLast, where: Layout) -> pl.Trainer:
     """Lightning's trainer with this package's callbacks."""
     device = torch.device(where.accelerator)
     precision = best_precision(device) if settings.precision == "auto" else settings.precision
@@ -298,6 +311,21 @@ def export(directory: Path) -> Path:
     return model_of(best).save_pretrained(directory / "model")
 
 
+def saved_model(place: str | Path) -> str | Path:
+    """What `load` takes, of all that may be meant by a model: a run that has not saved its own yet does so first."""
+    run = Path(place)
+    if (run / "config.yaml").is_file() and not (run / "model" / CONFIG).is_file():
+        export(run)
+    return place
+
+
+def check_source(start_from: str, directory: Path) -> None:
+    """Refuses to begin a run with weights out of the run that it replaces: several processes may have to read them."""
+    source = Path(start_from).resolve()
+    if directory.resolve() in (source, *source.parents):
+        raise VlaeError(f"{start_from} would be replaced by what starts from it: choose another --run.name")
+
+
 def choose_directory(settings: RunSettings, default_name: str, resume: bool) -> Path:
     """The run's directory; refuses one that exists, unless it is to be resumed or overwritten. Changes nothing."""
     directory = Path(settings.root) / (settings.name or default_name)
@@ -319,18 +347,25 @@ def _holds_something_else(directory: Path) -> bool:
 
 
 @contextmanager
-def room_for(directory: Path, resume: bool) -> Iterator[None]:
+def room_for(directory: Path, resume: bool, overwrite: bool) -> Iterator[None]:
     """The run's directory, new unless it is to be resumed.
 
     A run that was there is kept aside until its successor has finished an epoch. What fails before that comes to
     nothing: the old run is put back, and without one no directory is left to stand in the way of the next try.
     """
     old: Path | None = None
+    if not (resume or overwrite):
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            raise VlaeError(f"the run {directory} has been begun by another process: leave it to that one") from None
     put_back(directory)
     sweep(directory)
-    if directory.exists() and not resume:  # to be overwritten: `choose_directory` let it through
+    if directory.exists() and not resume and overwrite:
         old = aside(directory)
         directory.rename(old)
+    elif resume and (directory / "ckpts" / "best.ckpt").is_file():
+        shutil.rmtree(directory / "model", ignore_errors=True)  # it will not be the best one any more
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     try:
         yield

@@ -57,10 +57,18 @@ class OptimizerSettings:
             raise VlaeError(f"optimizer.name must be one of {', '.join(kinds)}; got {name!r}")
         if schedule not in ("constant", "cosine", "plateau"):
             raise VlaeError(f"optimizer.schedule must be 'constant', 'cosine' or 'plateau'; got {schedule!r}")
-        if not lr > 0:
+        if not 0 < lr < math.inf:
             raise VlaeError(f"optimizer.lr must be positive; got {lr}")
-        self.lr, self.schedule, self.patience = lr, schedule, patience
+        if not all(0 <= beta < 1 for beta in betas):
+            raise VlaeError(f"optimizer.betas must be in [0, 1); got {betas}")
+        for key, value in (("warmup_steps", warmup_steps), ("patience", patience), ("weight_decay", weight_decay)):
+            if not 0 <= value < math.inf:
+                raise VlaeError(f"optimizer.{key} must not be negative; got {value}")
+        if not 0 <= final_lr <= 1:
+            raise VlaeError(f"optimizer.final_lr is a fraction of optimizer.lr, from 0 to 1; got {final_lr}")
+        self.name, self.lr, self.schedule, self.patience = name, lr, schedule, patience
         self.warmup_steps, self.final_lr = warmup_steps, final_lr
+        self.weight_decay, self.betas = weight_decay, tuple(betas)
         self.make = partial(kinds[name], lr=lr, weight_decay=weight_decay, betas=tuple(betas), foreach=True)
 
     def factor(self, step: int, total: int) -> float:
@@ -70,6 +78,20 @@ class OptimizerSettings:
             return warmup
         share = min(max(step - self.warmup_steps, 0) / max(total - self.warmup_steps, 1), 1.0)
         return warmup * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * share)))
+
+    def apply(self, checkpoint: dict[str, Any]) -> None:
+        """Sets the optimiser and the schedules of a checkpoint to these settings.
+
+        They would come with the settings of their time otherwise, and a lower rate would be asked for in vain. What a
+        plateau has made of the rate is kept. Nothing changes where the settings are the same.
+        """
+        for state in checkpoint["optimizer_states"]:
+            for group in state["param_groups"]:
+                group["lr"] *= self.lr / group["initial_lr"]
+                group |= {"initial_lr": self.lr, "weight_decay": self.weight_decay, "betas": self.betas}
+        for state in checkpoint["lr_schedulers"]:
+            if "base_lrs" in state:
+                state["base_lrs"] = [self.lr] * len(state["base_lrs"])
 
 
 class BadStepGuard:
@@ -159,7 +181,8 @@ class Task(pl.LightningModule):
         self.manual_backward(loss * self.trainer.world_size)
         for parameter in self.objective.frozen(self.model, self.global_step, self.progress):
             parameter.grad = None  # the optimiser passes over it
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip, foreach=True)
+        clip = self.gradient_clip or math.inf  # which gives the norm and changes nothing
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip, foreach=True)
         if not torch.isfinite(loss + norm):
             self.guard.bad(self.global_step, self.settings.lr)
             return
@@ -232,11 +255,18 @@ class Task(pl.LightningModule):
             "arguments": self.model.config,
             "metadata": {**self.model.metadata, "free_nats_at_end": self.objective.floor(self.progress)},
             "bad_steps": self.guard.total,
+            "training": self.kinds,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the count of bad steps back."""
+        """Takes the count of bad steps back; the optimiser goes on with the settings that are asked for now."""
         self.guard.total = checkpoint["vlae"]["bad_steps"]
+        self.settings.apply(checkpoint)
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """What can't be another when a training goes on."""
+        return {"optimizer.name": self.settings.name, "objective": type(self.objective).__name__}
 
 
 def step_seed(seed: int, epoch: int, batch: int) -> int:
