@@ -316,7 +316,8 @@ def test_a_model_that_was_trained_elsewhere_finds_the_images_of_its_judge_here(d
     monkeypatch.setattr(cells, "judge_of", lambda data, training, test: (asked.append(data), ["no judge"]))
     measure = {**TINY["measure"], "only": ["samples"], "quality_images": 20}
     given = [{"name": "given", "run": str(tmp_path / "run")}]
-    assert engine.run(write(tmp_path, cells=given, measure=measure, columns=["mse"], plots=[]), tmp_path / "new") == 0
+    tiny = write(tmp_path, base={}, cells=given, measure=measure, columns=["mse"], plots=[])
+    assert engine.run(tiny, tmp_path / "new") == 0
     assert [data.root for data in asked] == [None]
 
 
