@@ -84,3 +84,24 @@ def test_files_that_are_no_configuration(attempt, data):
 def test_any_damage(attempt, mutations):
     outcomes = [attempt(damaged) for damaged in mutations(CONFIG, TRIALS)]
     assert any(outcomes)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60)), "100,000 values"),
+        ("data: &data\n  options: *data\n", "100,000 values"),
+        ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+    ],
+)
+@pytest.mark.parametrize("command", [["train", "--config"], ["experiment"]])
+def test_a_small_file_that_stands_for_much_is_refused_at_once(tmp_path, capsys, text, words, command):
+    """Each alias of the first holds the one before twice: written out, it would be 2^60 numbers."""
+    path = tmp_path / "bomb.yaml"
+    path.write_text(text)
+    assert main([*command, str(path)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_aliases_may_be_used(attempt):
+    assert attempt(CONFIG.replace(b"batch_size: 50, limit: 60", b"batch_size: &n 50, limit: *n")) == ""

@@ -30,7 +30,7 @@ from vlae.errors import VlaeError
 from vlae.evaluation.metrics import METRICS
 from vlae.evaluation.suite import Settings
 from vlae.experiments.columns import STUDY
-from vlae.training.configuration import check, find_config, shipped
+from vlae.training.configuration import check, check_aliases, find_config, shipped
 
 CONFIG = ("model", "data", "objective", "optimizer", "trainer", "seed", "start_from")
 CELL = ("name", "pretrained", "run", "published", "x", "group", "note")
@@ -146,6 +146,7 @@ def load(path: Path) -> Study:
     Raises:
         VlaeError: what is wrong, in one line that names the file and the key.
     """
+    check_aliases(path)
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

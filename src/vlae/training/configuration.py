@@ -5,13 +5,18 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import math
 import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vlae.errors import VlaeError
+
+MOST_VALUES = 100_000  # in a configuration file; ours have about thirty
 
 # One line for help pages.
 TRAIN = "train one configuration: --config NAME_OR_FILE, and any key to override"
@@ -55,11 +60,34 @@ def build_model(settings: Any, image_shape: tuple[int, int, int]) -> Any:
 def find_config(name: str) -> Path:
     """A configuration file: a path, or the name of one that comes with the package."""
     if Path(name).is_file():
+        check_aliases(Path(name))
         return Path(name)
     known = shipped()
     if (stem := name.removesuffix(".yaml")) in known:
         return known[stem]
     raise VlaeError(f"no configuration {name!r}: give a YAML file or one of {', '.join(known)}")
+
+
+def check_aliases(path: Path) -> None:
+    """Refuses a file whose aliases, each of others, stand for more values than memory holds, or for themselves."""
+    sizes: dict[int, float] = {}  # of the part of the file that is under each node, aliases written out
+
+    def size(node: yaml.Node | None) -> float:
+        if not isinstance(node, yaml.CollectionNode):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf  # until it is known: what holds itself never ends
+            parts = node.value if isinstance(node, yaml.SequenceNode) else itertools.chain(*node.value)
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    try:
+        if size(yaml.compose(path.read_text(), Loader=yaml.SafeLoader)) > MOST_VALUES:
+            raise VlaeError(f"{path}: its aliases stand for more than {MOST_VALUES:,} values: write them out")
+    except RecursionError:
+        raise VlaeError(f"{path} is nested too deeply for a configuration") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError):
+        return  # whoever reads it says what is wrong
 
 
 def shipped(folder: str = ".") -> dict[str, Path]:
