@@ -203,18 +203,16 @@ def train(
     last = directory / "ckpts" / "last.ckpt"
     if resume:
         checkpoint = check_resumable(last, model)
-    elif start_from:
-        check_source(start_from, directory)
-    model.metadata = {"data": asdict(data), "protocol": training.protocol}
-    if start_from:
-        model.metadata["started_from"] = start_from
-    if not resume:
+    else:
         torch.manual_seed(seed)
-    if start_from and not resume:
-        take_weights(model, saved_model(start_from))
-    elif not resume:
-        first = next(iter(_batches(training, data.batch_size, seed)))
-        model.initialise(first.images, model.context_of(first.labels, first.factors))
+        if start_from:
+            check_source(start_from, directory)
+            take_weights(model, saved_model(start_from))
+        else:
+            first = next(iter(_batches(training, data.batch_size, seed)))
+            model.initialise(first.images, model.context_of(first.labels, first.factors))
+    begun = {"started_from": start_from} if start_from else {}
+    model.metadata = {"data": asdict(data), "protocol": training.protocol, **begun}
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = Task(model, objective, optimizer, seed, trainer.gradient_clip, trainer.max_bad_steps)
     if resume:
