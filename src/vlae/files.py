@@ -81,7 +81,7 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         new.chmod(0o755)  # mkdtemp's are private
         yield new
         for file in new.rglob("*"):
-            if file.is_file():
+            if file.is_file() and not file.is_symlink():
                 _flush(file)
         _replace_directory(path, new)
     finally:
@@ -109,8 +109,12 @@ def _replace_directory(path: Path, new: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())
+    # For reading where the system allows that: a copy of what was read-only is, too.
+    stream = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(stream)
+    finally:
+        os.close(stream)
 
 
 def aside(path: Path, owner: str = "") -> Path:

@@ -278,6 +278,7 @@ def test_what_lies_beside_a_saved_model_stays_when_it_is_saved_anew(saved, tiny_
     (saved / "reports").mkdir()
     (saved / "reports" / "report.html").write_text("numbers")
     (saved / "notes.txt").write_text("mine")
+    (saved / "notes.txt").chmod(0o444)
     tiny_vlae().save_pretrained(saved)
     assert (saved / "reports" / "report.html").read_text() == "numbers"
     assert (saved / "notes.txt").read_text() == "mine"

@@ -10,21 +10,21 @@ from vlae import VAE, VlaeError
 from vlae.models import load
 from vlae.objectives import ELBO, IWAE
 from vlae.training import run
-from vlae.training.checkpoints import read_checkpoint
+from vlae.training.checkpoints import load_any, read_checkpoint
 from vlae.training.task import OptimizerSettings
 
 DIGITS = {"name": "digits", "binarize": "threshold", "limit": 64, "validation_limit": 20}
 
 
-def train(directory: Path, epochs=1, optimizer=None, objective=None, ema_decay=0.9, clip=100.0, **options):
+def train(directory: Path, epochs=1, optimizer=None, objective=None, ema_decay=0.9, clip=100.0, data=None, **options):
     torch.manual_seed(0)
     model = VAE((1, 8, 8), latent_dim=2, architecture="mlp", widths=[4])
     trainer = run.TrainerSettings(
         epochs, precision="32-true", accelerator="cpu", progress_bar=False, ema_decay=ema_decay, gradient_clip=clip
     )
-    data = run.DataSettings(**DIGITS, batch_size=32)
+    images = run.DataSettings(**{**DIGITS, "batch_size": 32, **(data or {})})
     optimizer = OptimizerSettings(**{"schedule": "constant", "lr": 0.01, **(optimizer or {})})
-    return run.train(model, objective or ELBO(), optimizer, data, trainer, directory, "text", **options)
+    return run.train(model, objective or ELBO(), optimizer, images, trainer, directory, "text", **options)
 
 
 def logged(directory: Path, key: str) -> list[float]:
@@ -62,6 +62,10 @@ def test_a_rate_that_the_plateau_has_halved_stays_halved(tmp_path):
         ({"epochs": 1}, "has 2 epochs behind it"),
         ({"epochs": 3, "optimizer": {"name": "adam"}}, "trained with optimizer.name adamax, not adam"),
         ({"epochs": 3, "objective": IWAE(samples=2)}, "trained with objective ELBO, not IWAE"),
+        ({"epochs": 3, "optimizer": {"schedule": "plateau"}}, "trained with optimizer.schedule constant, not plateau"),
+        ({"epochs": 3, "seed": 1}, "trained with seed 0, not 1"),
+        ({"epochs": 3, "data": {"binarize": "static"}}, "trained with data.binarize threshold, not static"),
+        ({"epochs": 3, "data": {"split": "train+validation"}}, "trained with data.split train, not train"),
         ({"epochs": 3, "ema_decay": 0.0}, "has averaged weights"),
         ({"epochs": 3, "start_from": "mnist-dynamic"}, "started from new weights, not from mnist-dynamic"),
     ],
@@ -91,6 +95,13 @@ def test_a_checkpoint_that_does_not_say_how_it_was_trained_is_resumed(tmp_path):
     assert len(logged(tmp_path / "run", "train/lr")) == 2
 
 
+def test_what_was_best_has_the_name_that_lightning_gives_it(tmp_path):
+    """So that runs from before there was a class of our own are resumed with theirs."""
+    train(tmp_path / "run")
+    states = read_checkpoint(tmp_path / "run" / "ckpts" / "last.ckpt")["callbacks"]
+    assert [key.split("{")[0] for key in states if "Checkpoint" in key or "Best" in key] == ["ModelCheckpoint"]
+
+
 def test_a_run_that_was_moved_keeps_its_best(tmp_path):
     """At this rate each further epoch is worse: the best stays the one from before the move."""
     train(tmp_path / "here", epochs=2)
@@ -103,7 +114,7 @@ def test_a_run_that_was_moved_keeps_its_best(tmp_path):
     assert load(tmp_path / "there" / "model").metadata["epochs"] == 2
 
 
-def test_a_run_that_goes_on_has_no_saved_model_of_before(tmp_path, monkeypatch):
+def test_of_a_run_that_goes_on_the_best_so_far_is_taken(tmp_path, monkeypatch):
     train(tmp_path / "run")
     first = load(tmp_path / "run" / "model").metadata["epochs"]
     step = run.Task.training_step
@@ -116,15 +127,15 @@ def test_a_run_that_goes_on_has_no_saved_model_of_before(tmp_path, monkeypatch):
     monkeypatch.setattr(run.Task, "training_step", killed)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", epochs=3, resume=True)
-    assert not (tmp_path / "run" / "model").exists()
-    assert load(run.saved_model(tmp_path / "run")).metadata["epochs"] > first
+    assert load(tmp_path / "run").metadata["epochs"] == first
+    assert load_any(tmp_path / "run").metadata["epochs"] > first
 
 
 def test_a_run_that_another_process_has_begun_is_left_to_it(tmp_path):
     """Both have found the name free; the second comes to make the directory when the first is training."""
     (tmp_path / "run" / "ckpts").mkdir(parents=True)
     (tmp_path / "run" / "ckpts" / ".last.ckpt.tmp").write_bytes(b"the other's")
-    with pytest.raises(VlaeError, match="begun by another process"):
+    with pytest.raises(VlaeError, match="another process has just begun it"):
         train(tmp_path / "run", overwrite=False)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".last.ckpt.tmp"]
 

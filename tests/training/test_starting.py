@@ -106,11 +106,19 @@ def test_on_the_command_line(tmp_path, capsys):
 
 
 def test_a_run_that_was_stopped_is_started_from(tmp_path):
-    """It has checkpoints and no saved model yet: that is made."""
-    train(tmp_path / "stopped", None, lr=0.01)
+    """It has checkpoints and no saved model yet; with one, it would look finished."""
+    best = load(train(tmp_path / "stopped", None, lr=0.01))
     shutil.rmtree(tmp_path / "stopped" / "model")
+    (tmp_path / "stopped" / "config.yaml").write_text("a run's")
     train(tmp_path / "run", str(tmp_path / "stopped"))
-    assert distance(load(tmp_path / "run").state_dict(), load(tmp_path / "stopped").state_dict()) < 1e-6
+    assert distance(load(tmp_path / "run").state_dict(), best.state_dict()) < 1e-6
+    assert not (tmp_path / "stopped" / "model").exists()
+
+
+def test_an_empty_name_is_none(tmp_path):
+    train(tmp_path / "run", "")
+    train(tmp_path / "run", None, epochs=2, resume=True)
+    assert load(tmp_path / "run").metadata["epochs"] in (1, 2)
 
 
 @pytest.mark.parametrize("part", [".", "model"])

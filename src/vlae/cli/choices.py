@@ -67,7 +67,7 @@ def choose_model(settings: Any) -> tuple[Any, Path]:
     """The model that was asked for, else that of the newest run (saying so), and where to put what is made of it."""
     from vlae.models.hub import PREFIX
     from vlae.models.saving import load, pretrained_names
-    from vlae.training.run import saved_model
+    from vlae.training.checkpoints import load_any
 
     check_one_choice(settings)
     if settings.model:
@@ -76,9 +76,9 @@ def choose_model(settings: Any) -> tuple[Any, Path]:
         if settings.model.startswith(PREFIX):
             return load(settings.model), Path("outputs") / settings.model.rpartition("/")[2]
         path = Path(settings.model)
-        return load(saved_model(path)), path.parent if path.name == "model" else path
+        return load_any(path), path.parent if path.name == "model" else path
     directory = choose_run(settings)
-    return load(saved_model(directory)), directory
+    return load_any(directory), directory
 
 
 def choose_run(settings: Any) -> Path:

@@ -38,9 +38,12 @@ def explore(words: list[str]) -> int:
 
 def _given(target: str | None) -> dict[str, Path]:
     """The model that was asked for, to be offered first; a run that has none yet exports it."""
-    from vlae.models.saving import locate
-    from vlae.training.run import saved_model
+    from vlae.models.saving import CONFIG, locate
+    from vlae.training.run import export
 
     if target is None:
         return {}
-    return {Path(target).as_posix(): locate(saved_model(target))}
+    run = Path(target)
+    if (run / "config.yaml").is_file() and not (run / "model" / CONFIG).is_file():
+        export(run)
+    return {run.as_posix(): locate(target)}

@@ -32,7 +32,8 @@ from vlae.files import write_text
 from vlae.models import LatentVariableModel, load
 from vlae.models.saving import CONFIG, build
 from vlae.objectives import ELBO, Linear
-from vlae.training.run import DataSettings, RunSettings, TrainerSettings, choose_directory, saved_model, train
+from vlae.training.checkpoints import load_any
+from vlae.training.run import DataSettings, RunSettings, TrainerSettings, choose_directory, train
 from vlae.training.task import OptimizerSettings
 
 logger = logging.getLogger("vlae.experiments")
@@ -177,7 +178,7 @@ def load_as(kind: str, path: str, dataset: ImageDataset) -> LatentVariableModel:
         place = place.parent.parent
     elif place.is_file():
         raise VlaeError(f"--{kind}_ckpt takes the directory of a saved model or of a run; {path} is a file")
-    model = load(saved_model(place) if place.exists() else path)
+    model = load_any(place if place.exists() else path)
     if type(model).__name__ != KINDS[kind]:
         raise VlaeError(f"--{kind}_ckpt needs a {KINDS[kind]}; {path} holds a {type(model).__name__}")
     own = model.metadata.get("data", {}).get("name")

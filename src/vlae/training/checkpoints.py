@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -14,9 +14,13 @@ from vlae.data.sources import one_line
 from vlae.errors import VlaeError
 from vlae.files import set_aside, write_bytes
 from vlae.models.base import LatentVariableModel
-from vlae.models.saving import build, load
+from vlae.models.saving import CONFIG, build, load
+
+if TYPE_CHECKING:
+    from vlae.training.task import Task
 
 RESUME = "resume with the run's own config.yaml, or choose another --run.name"
+DATA = ("name", "binarize", "split", "options", "batch_size", "limit")  # which images; where they lie may change
 FORMAT = 1  # of what `Task.on_save_checkpoint` adds; checkpoints from before it was written down have none
 
 
@@ -37,6 +41,11 @@ class BestAndLast(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+
+    @property
+    def state_key(self) -> str:
+        """The name of the state in a checkpoint: Lightning's, as in runs from before this class."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the state of a run that may have been elsewhere."""
@@ -155,29 +164,30 @@ def check_resumable(last: Path, model: LatentVariableModel) -> dict[str, Any]:
     return checkpoint
 
 
-def check_training(
-    last: Path, checkpoint: dict[str, Any], kinds: dict[str, str], epochs: int, averaged: bool, start_from: str | None
-) -> None:
-    """Refuses to resume a training as another one.
+def check_training(last: Path, checkpoint: dict[str, Any], task: Task, epochs: int, averaged: bool) -> None:
+    """Refuses to go on with another model's, data's or optimiser's training than that of a checkpoint.
 
     Args:
         last: where the checkpoint is.
         checkpoint: to go on from.
-        kinds: `Task.kinds` of the training that is asked for.
+        task: the training that is asked for.
         epochs: it is to have, those of the checkpoint among them.
         averaged: whether it averages weights.
-        start_from: what it is said to have begun with.
     """
-    about = checkpoint["vlae"]
+    about, metadata = checkpoint["vlae"], task.model.metadata
     for key, was in about.get("training", {}).items():
-        if kinds.get(key) != was:
-            raise VlaeError(f"{last} was trained with {key} {was}, not {kinds.get(key)}: {RESUME}")
+        if task.kinds.get(key) != was:
+            raise VlaeError(f"{last} was trained with {key} {was}, not {task.kinds.get(key)}: {RESUME}")
+    for key, was in about["metadata"].get("data", {}).items():
+        if key in DATA and (now := metadata["data"].get(key)) != was:
+            raise VlaeError(f"{last} was trained with data.{key} {was}, not {now}: {RESUME}")
     if (was := "current_model_state" in checkpoint) != averaged:
         raise VlaeError(f"{last} has {'' if was else 'no '}averaged weights: leave trainer.ema_decay as it was")
     if (done := checkpoint["epoch"] + 1) > epochs:
         raise VlaeError(f"{last} has {done} epochs behind it: trainer.max_epochs must be as many or more; got {epochs}")
-    if (begun := about["metadata"].get("started_from")) != start_from:
-        raise VlaeError(f"{last} started from {begun or 'new weights'}, not from {start_from or 'new ones'}: {RESUME}")
+    begun, asked = (each.get("started_from") for each in (about["metadata"], metadata))
+    if begun != asked:
+        raise VlaeError(f"{last} started from {begun or 'new weights'}, not from {asked or 'new ones'}: {RESUME}")
 
 
 def differences(one: LatentVariableModel, other: LatentVariableModel) -> list[str]:
@@ -185,17 +195,38 @@ def differences(one: LatentVariableModel, other: LatentVariableModel) -> list[st
     return [key for key in {**one.config, **other.config} if one.config.get(key) != other.config.get(key)]
 
 
-def take_weights(model: LatentVariableModel, start_from: str | Path) -> None:
+def load_any(place: str | Path) -> LatentVariableModel:
+    """A model by whatever names one: as `load`, and of a run the best so far, though it be newer than what is saved.
+
+    Nothing is written: a run with a saved model is a finished one.
+    """
+    run = Path(place)
+    best, saved = run / "ckpts" / "best.ckpt", run / "model" / CONFIG
+    if not (run / "config.yaml").is_file() or (saved.is_file() and not best.is_file()):
+        return load(place)
+    newer = not saved.is_file() or saved.stat().st_mtime < best_of(run).stat().st_mtime
+    return model_of(best).eval() if newer else load(place)
+
+
+def best_of(run: Path) -> Path:
+    """The best checkpoint of a run."""
+    if not (best := run / "ckpts" / "best.ckpt").is_file():
+        raise VlaeError(f"{run} has no finished epoch ({best} is missing): train it, or --resume it")
+    return best
+
+
+def take_weights(model: LatentVariableModel, start_from: str) -> None:
     """Gives a new model the weights of a saved one, to be trained further: fine-tuning, or a longer training.
 
     Args:
         model: the new one, changed in place.
-        start_from: a saved model of the same class and arguments: a run, a directory, a pretrained name, hf:org/name.
+        start_from: what names one of the same class and arguments, see `load_any`.
 
     Raises:
         VlaeError: there is none, or it is another model.
     """
-    source, advice = load(start_from), "a training starts from weights of the very model that its configuration names"
+    source = load_any(start_from)
+    advice = "a training starts from weights of the very model that its configuration names"
     was, now = type(source).__name__, type(model).__name__
     if was != now:
         raise VlaeError(f"start_from: {start_from} is a {was}, not a {now}; {advice}")

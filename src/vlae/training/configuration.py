@@ -82,12 +82,13 @@ def check_aliases(path: Path) -> None:
         return sizes[id(node)]
 
     try:
-        if size(yaml.compose(path.read_text(), Loader=yaml.SafeLoader)) > MOST_VALUES:
-            raise VlaeError(f"{path}: its aliases stand for more than {MOST_VALUES:,} values: write them out")
+        values = size(yaml.compose(path.read_text(), Loader=yaml.SafeLoader))
     except RecursionError:
         raise VlaeError(f"{path} is nested too deeply for a configuration") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError):
         return  # whoever reads it says what is wrong
+    if values > MOST_VALUES:
+        raise VlaeError(f"{path}: its aliases stand for more than {MOST_VALUES:,} values: write them out")
 
 
 def shipped(folder: str = ".") -> dict[str, Path]:

@@ -30,12 +30,12 @@ from vlae import data, processes
 from vlae.errors import VlaeError
 from vlae.files import aside, set_aside, write_text
 from vlae.models.base import LatentVariableModel
-from vlae.models.saving import CONFIG
 from vlae.objectives import Objective
 from vlae.training.callbacks import AveragedWeights, CompiledTraining, EpochReport
 from vlae.training.checkpoints import (
     BestAndLast,
     WholeCheckpoints,
+    best_of,
     check_resumable,
     check_training,
     model_of,
@@ -191,6 +191,7 @@ def train(
     """
     where = layout(trainer.accelerator, trainer.devices, trainer.num_nodes)
     check_model(where, model)
+    start_from = start_from or None
     training, validation = data.load(data.split), data.load("validation")
     model.check_levels(training.effective_levels, training.name)
     objective.check(model)
@@ -201,22 +202,20 @@ def train(
             "early stopping needs held-out images, and this run trains on the validation split: switch it off"
         )
     last = directory / "ckpts" / "last.ckpt"
-    if resume:
-        checkpoint = check_resumable(last, model)
-    else:
+    begun = {"started_from": start_from} if start_from else {}
+    model.metadata = {"data": asdict(data), "protocol": training.protocol, **begun}
+    if not resume:
         torch.manual_seed(seed)
         if start_from:
             check_source(start_from, directory)
-            take_weights(model, saved_model(start_from))
+            take_weights(model, start_from)
         else:
             first = next(iter(_batches(training, data.batch_size, seed)))
             model.initialise(first.images, model.context_of(first.labels, first.factors))
-    begun = {"started_from": start_from} if start_from else {}
-    model.metadata = {"data": asdict(data), "protocol": training.protocol, **begun}
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = Task(model, objective, optimizer, seed, trainer.gradient_clip, trainer.max_bad_steps)
     if resume:
-        check_training(last, checkpoint, task.kinds, trainer.max_epochs, bool(trainer.ema_decay), start_from)
+        check_training(last, check_resumable(last, model), task, trainer.max_epochs, bool(trainer.ema_decay))
     checkpoints = BestAndLast(directory / "ckpts", held_out)
     with ExitStack() as stack:
         stack.enter_context(quiet())
@@ -303,22 +302,11 @@ def _engine(settings: TrainerSettings, directory: Path, checkpoints: BestAndLast
 
 def export(directory: Path) -> Path:
     """Saves the best checkpoint's averaged weights as `<run>/model` and returns that path."""
-    best = directory / "ckpts" / "best.ckpt"
-    if not best.is_file():
-        raise VlaeError(f"{directory} has no finished epoch ({best} is missing): train it, or --resume it")
-    return model_of(best).save_pretrained(directory / "model")
-
-
-def saved_model(place: str | Path) -> str | Path:
-    """What `load` takes, of all that may be meant by a model: a run that has not saved its own yet does so first."""
-    run = Path(place)
-    if (run / "config.yaml").is_file() and not (run / "model" / CONFIG).is_file():
-        export(run)
-    return place
+    return model_of(best_of(directory)).save_pretrained(directory / "model")
 
 
 def check_source(start_from: str, directory: Path) -> None:
-    """Refuses to begin a run with weights out of the run that it replaces: several processes may have to read them."""
+    """Refuses to begin a run with weights out of the run that it replaces: other processes come to read them later."""
     source = Path(start_from).resolve()
     if directory.resolve() in (source, *source.parents):
         raise VlaeError(f"{start_from} would be replaced by what starts from it: choose another --run.name")
@@ -356,14 +344,14 @@ def room_for(directory: Path, resume: bool, overwrite: bool) -> Iterator[None]:
         try:
             directory.mkdir(parents=True)
         except FileExistsError:
-            raise VlaeError(f"the run {directory} has been begun by another process: leave it to that one") from None
+            raise VlaeError(
+                f"the run {directory} exists, or another process has just begun it: choose another --run.name"
+            ) from None
     put_back(directory)
     sweep(directory)
     if directory.exists() and not resume and overwrite:
         old = aside(directory)
         directory.rename(old)
-    elif resume and (directory / "ckpts" / "best.ckpt").is_file():
-        shutil.rmtree(directory / "model", ignore_errors=True)  # it will not be the best one any more
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     try:
         yield

@@ -80,7 +80,7 @@ class OptimizerSettings:
         return warmup * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * share)))
 
     def apply(self, checkpoint: dict[str, Any]) -> None:
-        """Sets the optimiser and the schedules of a checkpoint to these settings.
+        """Sets the optimiser and the schedules of a checkpoint, which are of the same kinds, to these settings.
 
         They would come with the settings of their time otherwise, and a lower rate would be asked for in vain. What a
         plateau has made of the rate is kept. Nothing changes where the settings are the same.
@@ -92,6 +92,8 @@ class OptimizerSettings:
         for state in checkpoint["lr_schedulers"]:
             if "base_lrs" in state:
                 state["base_lrs"] = [self.lr] * len(state["base_lrs"])
+            if "patience" in state:
+                state["patience"] = self.patience
 
 
 class BadStepGuard:
@@ -266,7 +268,12 @@ class Task(pl.LightningModule):
     @property
     def kinds(self) -> dict[str, str]:
         """What can't be another when a training goes on."""
-        return {"optimizer.name": self.settings.name, "objective": type(self.objective).__name__}
+        return {
+            "optimizer.name": self.settings.name,
+            "optimizer.schedule": self.settings.schedule,
+            "objective": type(self.objective).__name__,
+            "seed": str(self.seed),
+        }
 
 
 def step_seed(seed: int, epoch: int, batch: int) -> int:
