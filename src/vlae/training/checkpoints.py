@@ -204,7 +204,8 @@ def load_any(place: str | Path) -> LatentVariableModel:
     best, saved = run / "ckpts" / "best.ckpt", run / "model" / CONFIG
     if not (run / "config.yaml").is_file() or (saved.is_file() and not best.is_file()):
         return load(place)
-    newer = not saved.is_file() or saved.stat().st_mtime < best_of(run).stat().st_mtime
+    best = best_of(run)
+    newer = not saved.is_file() or saved.stat().st_mtime < best.stat().st_mtime
     return model_of(best).eval() if newer else load(place)
 
 
