@@ -150,7 +150,7 @@ def main() -> int:
             model.metadata[key] = getattr(arguments, key)
     start = model.metadata.get("started_from")
     if start and (start == arguments.name or (start not in vlae.models.pretrained_names() and start[:3] != "hf:")):
-        parser.error(f"the model started from {start}, which nobody could start from once it is {arguments.name}")
+        parser.error(f"the model started from {start}, which others can't: publish that one first, under another name")
     if not model.metadata.get("command"):
         parser.error(f"{arguments.run} does not say what trained it: give --command")
     test = DataSettings(**model.metadata["data"]).load("test")

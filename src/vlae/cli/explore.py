@@ -37,13 +37,14 @@ def explore(words: list[str]) -> int:
 
 
 def _given(target: str | None) -> dict[str, Path]:
-    """The model that was asked for, to be offered first; a run that has none yet exports it."""
-    from vlae.models.saving import CONFIG, locate
+    """The model that was asked for, to be offered first; a run exports it where it has none or a better one."""
+    from vlae.models.saving import locate
+    from vlae.training.checkpoints import unsaved
     from vlae.training.run import export
 
     if target is None:
         return {}
     run = Path(target)
-    if (run / "config.yaml").is_file() and not (run / "model" / CONFIG).is_file():
+    if unsaved(run):
         export(run)
     return {run.as_posix(): locate(target)}

@@ -200,13 +200,23 @@ def load_any(place: str | Path) -> LatentVariableModel:
 
     Nothing is written: a run with a saved model is a finished one.
     """
-    run = Path(place)
-    best, saved = run / "ckpts" / "best.ckpt", run / "model" / CONFIG
-    if not (run / "config.yaml").is_file() or (saved.is_file() and not best.is_file()):
-        return load(place)
-    best = best_of(run)
-    newer = not saved.is_file() or saved.stat().st_mtime < best.stat().st_mtime
-    return model_of(best).eval() if newer else load(place)
+    best = unsaved(Path(place))
+    return model_of(best).eval() if best else load(place)
+
+
+def unsaved(run: Path) -> Path | None:
+    """The best checkpoint of a run whose saved model is older, or not there yet; None where nothing is to be saved.
+
+    Raises:
+        VlaeError: a run without a finished epoch.
+    """
+    saved = run / "model" / CONFIG
+    if not (run / "config.yaml").is_file():
+        return None
+    if not saved.is_file():
+        return best_of(run)
+    best = run / "ckpts" / "best.ckpt"
+    return best if best.is_file() and saved.stat().st_mtime < best.stat().st_mtime else None
 
 
 def best_of(run: Path) -> Path:
