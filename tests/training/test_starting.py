@@ -10,6 +10,7 @@ from vlae import VlaeError, cli
 from vlae.models import VAE, VLAE, load
 from vlae.objectives import ELBO
 from vlae.training import run
+from vlae.training.checkpoints import take_weights
 from vlae.training.task import OptimizerSettings
 
 SMALL = {"latent_dim": 4, "encoder_widths": (4,), "encoder_hidden": 16, "channels": 4, "flow_hidden": (8,)}
@@ -128,3 +129,46 @@ def test_a_run_is_not_replaced_by_what_starts_from_it(part, tmp_path):
     with pytest.raises(VlaeError, match="would be replaced by what starts from it"):
         train(tmp_path / "run", str(tmp_path / "run" / part))
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("stacks", ["two", "slanted"])
+@pytest.mark.parametrize("weight_norm", [False, True])
+@pytest.mark.parametrize("conditioning", ["bias", "input"])
+@pytest.mark.parametrize("layers", [2, 4])
+def test_a_deeper_decoder_begins_as_the_saved_one(stacks, weight_norm, conditioning, layers, tmp_path):
+    """The same bound; a far pixel that it does not look at yet, and can learn to."""
+    alike = {"stacks": stacks, "weight_norm": weight_norm, "conditioning": conditioning}
+    source, deep = a_model(2, **alike).double(), a_model(1, decoder_layers=layers, **alike).double()
+    take_weights(deep, str(source.save_pretrained(tmp_path / "source")))
+    x = (torch.rand(3, 1, 8, 8, dtype=torch.float64) > 0.5).double()
+    bounds = [m.elbo(x, generator=torch.Generator().manual_seed(0)) for m in (source, deep)]
+    assert torch.allclose(bounds[0].elbo, bounds[1].elbo, rtol=0, atol=1e-12)
+    assert torch.allclose(bounds[0].rate, bounds[1].rate, rtol=0, atol=1e-12)
+
+    @torch.no_grad()
+    def far() -> float:
+        """How much a pixel's conditional changes with the one three rows above: the saved model sees two."""
+        z = torch.ones(1, 4, dtype=torch.float64)
+        one, other = torch.zeros(2, 1, 1, 8, 8, dtype=torch.float64)
+        other[..., 7 - 3, 7] = 1
+        maps = deep.decoder(z)
+        return float((deep.decoder.pixels(one, maps) - deep.decoder.pixels(other, maps))[..., 7, 7].abs().max())
+
+    assert far() == 0
+    optimiser = torch.optim.SGD(deep.parameters(), lr=0.01)
+    for _ in range(3):
+        optimiser.zero_grad()
+        (-deep.elbo(x).elbo.mean()).backward()
+        optimiser.step()
+    assert far() > 0
+
+
+def test_a_deeper_decoder_on_the_command_line(tmp_path, capsys):
+    words = ["train", "--config", "digits", "--run.root", str(tmp_path), "--trainer.max_epochs", "1"]
+    words += ["--trainer.compile", "false", "--trainer.progress_bar", "false", "--data.limit", "256"]
+    assert cli.main([*words, "--run.name", "first"]) == 0
+    deeper = [*words, "--start_from", str(tmp_path / "first"), "--model.decoder_layers"]
+    assert cli.main([*deeper, "4", "--run.name", "second"]) == 0
+    assert load(tmp_path / "second").config["decoder_layers"] == 4
+    assert cli.main([*deeper, "0", "--run.name", "third"]) == 2
+    assert "decoder_layers: set as many or more; got 0" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from vlae.errors import VlaeError
 from vlae.nn.masked import MaskedConv2d, reach_of
 from vlae.nn.receptive import Kernel, ReceptiveField
 from vlae.nn.residual import PointwiseBlock
+from vlae.nn.weightnorm import set_to_zero
 
 if TYPE_CHECKING:
     from vlae.nn.attention import LocalTransformer
@@ -180,6 +181,20 @@ class GatedPixelCNN(nn.Module):
             vertical = vertical.then(layer.vertical.kernel.field)
             field = vertical | field.then(layer.horizontal.kernel.field)
         return field
+
+    @torch.no_grad()
+    def deepen(self, shallow: GatedPixelCNN) -> None:
+        """Takes the weights of a trunk that differs in having as many layers or fewer, and computes the same.
+
+        A further layer is a residual one whose last convolution starts at zero: it adds nothing before it is trained
+        (as the identity layers of Net2Net, Chen et al. 2016, arXiv 1511.05641).
+        """
+        own = self.state_dict()
+        for name, weight in shallow.state_dict().items():
+            # The shallow one's last layer gets a vertical gate here, whose context comes after the horizontal one's.
+            own[name][: len(weight)] = weight
+        for layer in (cast(GatedLayer, layer) for layer in self.layers[len(shallow.layers) :]):
+            set_to_zero(layer.output)
 
     def extra_repr(self) -> str:
         """The window, for the model's repr."""

@@ -23,6 +23,14 @@ def apply_weight_norm(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
+def set_to_zero(layer: nn.Conv2d | nn.Linear) -> None:
+    """Makes a layer with a bias give zeros: of a weight-normalised one, the gains."""
+    parametrizations = cast(Any, layer).parametrizations.weight if is_parametrized(layer, "weight") else None
+    (layer.weight if parametrizations is None else parametrizations.original0).zero_()
+    cast(Tensor, layer.bias).zero_()
+
+
+@torch.no_grad()
 def data_dependent_init(module: nn.Module, run: Callable[[], object], scale: float = 1.0) -> int:
     """Rescales each weight-normalised layer so that its outputs on a batch have mean 0 and standard deviation `scale`.
 

@@ -15,6 +15,7 @@ from vlae.errors import VlaeError
 from vlae.files import set_aside, write_bytes
 from vlae.models.base import LatentVariableModel
 from vlae.models.saving import CONFIG, build, load
+from vlae.nn.pixelcnn import GatedPixelCNN
 
 if TYPE_CHECKING:
     from vlae.training.task import Task
@@ -229,6 +230,8 @@ def best_of(run: Path) -> Path:
 def take_weights(model: LatentVariableModel, start_from: str) -> None:
     """Gives a new model the weights of a saved one, to be trained further: fine-tuning, or a longer training.
 
+    A gated PixelCNN may have more layers than the saved one: the model computes what that does, to begin with.
+
     Args:
         model: the new one, changed in place.
         start_from: what names one of the same class and arguments, see `load_any`.
@@ -241,6 +244,18 @@ def take_weights(model: LatentVariableModel, start_from: str) -> None:
     was, now = type(source).__name__, type(model).__name__
     if was != now:
         raise VlaeError(f"start_from: {start_from} is a {was}, not a {now}; {advice}")
-    if different := differences(build(was, source.config), model):  # built anew, it has arguments that are new since
+    different = differences(build(was, source.config), model)  # built anew, it has arguments that are new since
+    if different == ["decoder_layers"] and isinstance(deep := model.decoder.pixels, GatedPixelCNN):
+        shallow = source.to(next(model.parameters()).dtype).decoder.pixels
+        if len(deep.layers) < len(shallow.layers):
+            raise VlaeError(
+                f"start_from: {start_from} has {len(shallow.layers)} decoder_layers: set as many or more; "
+                f"got {len(deep.layers)}"
+            )
+        deep.deepen(shallow)
+        others = {k: v for k, v in source.state_dict().items() if not k.startswith("decoder.pixels.")}
+        model.load_state_dict({**model.state_dict(), **others})
+        return
+    if different:
         raise VlaeError(f"start_from: {start_from} has another {', '.join(different)}; {advice}")
     model.load_state_dict(source.state_dict())
