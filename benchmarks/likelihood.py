@@ -7,8 +7,8 @@
 The obvious loop encodes a batch, draws z, decodes it, notes log p(x|z) + log p(z) - log q(z|x), K times over, and takes
 the logsumexp at the end. It is run on vlae's own network, which is the baseline, and on the plainly written one of
 `benchmarks/obvious.py`. All its samples take as long, so that a few of them are timed; vlae's NLL is timed with all K.
-Both are eager and float32. Blocks of the contenders alternate, so that a machine that is busy slows all of them; the
-ratio is the median over rounds. That all give the same NLL is checked before anything is timed.
+It is eager, and all is float32. Blocks of the contenders alternate, so that a machine that is busy slows all of them;
+the ratio is the median over rounds. That all give the same NLL is checked before anything is timed.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from vlae.distributions.noise import randn
 from vlae.models import base
 from vlae.models.decoders import AutoregressiveDecoder
 from vlae.nn import one_image
+from vlae.nn.fused_decoder import FusedDecoder
 from vlae.training.run import DataSettings
 from vlae.training.speed import machine
 
@@ -75,8 +76,11 @@ def obvious_network_loop(model: ObviousVLAE, x: Tensor, samples: int, noise: Ten
 
 
 @contextmanager
-def without(by_image: bool = True, maps: bool = True, trunk: bool = True) -> Iterator[None]:
-    """Takes ingredients out of vlae's NLL: images one by one, the fast maps of z, the trunk on one image."""
+def without(by_image: bool = True, maps: bool = True, trunk: bool = True, fused: bool = True) -> Iterator[None]:
+    """Takes ingredients out of vlae's NLL: images one by one, the fast maps of z, the trunk on one image, compiled.
+
+    The compiled decoder takes the place of both others, so that it goes with each of them.
+    """
 
     def plainly(network: torch.nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda context: network(x.expand(len(context), -1, -1, -1), context)
@@ -89,6 +93,7 @@ def without(by_image: bool = True, maps: bool = True, trunk: bool = True) -> Ite
             AutoregressiveDecoder.evaluate if maps else AutoregressiveDecoder.forward,
         ),
         patch.object(autoregressive, "on_one_image", one_image.on_one_image if trunk else plainly),
+        patch.object(FusedDecoder, "serves", FusedDecoder.serves if maps and trunk and fused else lambda *_: False),
     ):
         yield
 
@@ -177,11 +182,11 @@ class Setup:
 
         return Contender(name, batch, samples, run)
 
-    def ours(self, name: str = "vlae", maps: bool = True, trunk: bool = True, chunk: int = CHUNK) -> Contender:
+    def ours(self, name: str = "vlae", chunk: int = CHUNK, **ingredients: bool) -> Contender:
         """vlae's NLL, or with some ingredients left out."""
 
         def run() -> None:
-            with without(maps=maps, trunk=trunk):
+            with without(**ingredients):
                 vlae_nll(self.model, self.x[: self.images], self.samples, chunk)
 
         return Contender(name, self.images, self.samples, run)
@@ -196,7 +201,8 @@ class Setup:
             self.general("+ encoder once", len(self.batch)),
             self.ours(f"+ image by image, {FEW} samples at a time", maps=False, trunk=False, chunk=FEW),
             self.ours("+ maps of z: channels last, pieces by size, ELU", trunk=False, chunk=FEW),
-            self.ours("+ trunk on one image = vlae"),
+            self.ours("+ trunk on one image", fused=False),
+            self.ours("+ compiled into one loop = vlae"),
         ]
 
 
@@ -220,7 +226,7 @@ def check_nll(model: VLAE, x: Tensor, samples: int) -> dict[torch.dtype, float]:
         noise = randn((samples,), len(x), mine.latent_shape, torch.Generator().manual_seed(0), images)
         expected = obvious_loop(mine, images, samples, noise)
         others = {"the obvious network's": obvious_network_loop(obvious_of(mine), images, samples, noise)}
-        for options in ({}, {"by_image": False}, {"maps": False}, {"trunk": False}):
+        for options in ({}, {"by_image": False}, {"maps": False}, {"trunk": False}, {"fused": False}):
             with without(**options), patch.object(base, "MANY", base.MANY if "by_image" in options else 1):
                 others[f"vlae's {options or ''}".strip()] = vlae_nll(mine, images, samples)
         differences = {name: float((nll - expected).abs().max()) for name, nll in others.items()}
@@ -287,7 +293,7 @@ def run(options: argparse.Namespace) -> str:
     setup = Setup(options.model, options.samples, options.batch, options.images)
     worst = check_nll(setup.model, setup.x[:3], samples=40)
     double, single = max(worst[torch.float64], 1e-13), max(worst[torch.float32], 1e-6)  # a 0 is luck
-    say(f"Machine: {machine()}; float32, eager.")
+    say(f"Machine: {machine()}; float32.")
     say(
         f"Model: {options.model}. Data: {setup.protocol}. K = {options.samples:,} samples; the obvious loop takes "
         f"batches of {len(setup.batch)} images. All give the same NLL, to {double:.0e} nats in float64 and "

@@ -1,9 +1,10 @@
-"""What things were measured with: to be named beside every time and every result."""
+"""What there is to compute with, and what things were measured with: to be named beside every time and result."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,3 +30,8 @@ def versions() -> str:
         with suppress(PackageNotFoundError):
             found.append(f"{name} {version(name)}")
     return ", ".join(found)
+
+
+def cpp_compiler() -> str | None:
+    """The path of a C++ compiler that takes the options of GCC; None where there is none."""
+    return next((path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), None)

@@ -84,7 +84,7 @@ def test_a_run_prints_and_writes(model, monkeypatch, tmp_path, capsys):
     assert likelihood.main() == 0
     text = path.read_text()
     assert text.strip() in capsys.readouterr().out
-    assert "**Ratio" in text and "| + trunk on one image = vlae" in text and "random images" in text
+    assert "**Ratio" in text and "= vlae" in text and "random images" in text
     assert "convolution forward" in text and "K = 33" in text
 
 

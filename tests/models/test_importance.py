@@ -6,7 +6,10 @@ import pytest
 import torch
 
 import vlae
+from vlae.machine import cpp_compiler
 from vlae.models import base
+from vlae.nn.fused import Network
+from vlae.nn.fused_decoder import FusedDecoder
 
 MODELS = [
     {"stacks": "two", "decoder_layers": 2},
@@ -85,6 +88,58 @@ def test_with_gradients_nothing_is_left_out(request, binary, by_image, kind):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.decoder.parameters())
     assert all(p.grad is not None for p in model.encoder.parameters())
     torch.testing.assert_close(weights(model, x, None, samples=6), torch.cat(chunks).detach(), atol=1e-10, rtol=0)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """How many codes the compiled network was run on, each time that it was."""
+    counts, run = [], Network._run
+    monkeypatch.setattr(Network, "_run", lambda self, *inputs: counts.append(len(inputs[0])) or run(self, *inputs))
+    return counts
+
+
+COMPILED = [
+    options
+    for options in MODELS
+    if options.get("stacks", "two") in ("two", "slanted")
+    and options.get("decoder_layers") != 0
+    and options.get("conditioning") != "input"
+]
+
+
+@pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("options", COMPILED, ids=str)
+@pytest.mark.parametrize("shape", [(1, 5, 4), (2, 4, 5)])
+@torch.no_grad()
+def test_compiled_it_is_the_same_up_to_rounding(tiny_vlae, binary, options, shape, runs, monkeypatch):
+    """Of images in turn, as many codes at a time as fit."""
+    model, x, context = tiny_vlae(shape, **options), binary(3, shape), context_of(options, 3)
+    z = torch.randn(9, *model.latent_shape, dtype=torch.float64)
+    told = [{} if context is None else {"context": context[[i]].expand(9, *context.shape[1:])} for i in range(3)]
+    exact = [model.log_prob_of_one(x[[i]], z, **told[i]) for i in range(3)]
+    assert min(each.std() for each in exact) > 3e-4  # z matters
+    single = {"context": (lambda c: c.float() if c.is_floating_point() else c)}
+    for parameters in (1, 2**24):
+        monkeypatch.setattr(vlae.models.vae, "PARAMETERS", parameters)
+        score = model.float().scorer(4)
+        for i in range(3):
+            mine = score(x[[i]].float(), z.float(), **{key: single[key](value) for key, value in told[i].items()})
+            torch.testing.assert_close(mine.double(), exact[i], atol=3e-5, rtol=0)
+        assert sum(runs) == 27 and (parameters > 1 or max(runs) == 1)
+        runs.clear()
+
+
+@pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
+def test_a_likelihood_in_float32_is_compiled(tiny_vlae, binary, runs, monkeypatch):
+    """And the same to the last bit whatever the chunk."""
+    model, x = tiny_vlae(decoder_layers=2).float(), binary(2).float()
+    found = [model.log_likelihood(x, 40, torch.Generator().manual_seed(0), chunk) for chunk in (1, 7, 64)]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert sum(runs) == 3 * 2 * 40
+    monkeypatch.setattr(FusedDecoder, "serves", lambda *_: False)
+    eager = model.log_likelihood(x, 40, torch.Generator().manual_seed(0))
+    assert sum(runs) == 3 * 2 * 40
+    torch.testing.assert_close(eager, found[0], atol=1e-4, rtol=0)
 
 
 def test_few_samples_go_the_general_way(tiny_vlae, binary, monkeypatch):

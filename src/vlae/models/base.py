@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -22,6 +22,7 @@ from vlae.models.encoders import ImageShape
 from vlae.models.latents import Latents, each, some
 from vlae.models.saving import Savable
 
+Scorer = Callable[..., Tensor]  # (x, z, context) -> log p(x|z_k), see `LatentVariableModel.log_prob_of_one`
 MANY = 32  # samples of an image that are worth computing what depends on it alone by itself
 
 
@@ -164,18 +165,23 @@ class LatentVariableModel(Savable):
         """log p(x|z_k) of one image x [1, C, H, W] under many z, K of them, nats, [K]; context of as many."""
         return self.decode(z, **given(context)).log_prob(x)
 
+    def scorer(self, chunk: int) -> Scorer:
+        """`log_prob_of_one` for many images and any number of z, of weights that do not change meanwhile.
+
+        It decodes about `chunk` z at a time; some models have one that is faster and takes what memory it likes.
+        """
+        return in_chunks(self.log_prob_of_one, chunk)
+
     def _log_joint(self, x: Tensor, z: Tensor, prior: Any, context: Tensor | None, chunk: int) -> Tensor:
         """log p(x|z_k) + log p(z_k) for images x [B, C, H, W] and z [K, B, *latent_shape], nats, [K, B].
 
-        Image by image: what depends on the image alone is computed once for up to `chunk` z.
+        Image by image: what depends on the image alone is computed once for all of its z.
         """
-        columns = []
+        columns, score = [], self.scorer(chunk)
         for index in range(len(x)):
-            parts = []
-            for part in z[:, index].split(chunk):
-                told = None if context is None else context[[index]].expand(len(part), *context.shape[1:])
-                parts.append(self.log_prob_of_one(x[[index]], part, told) + prior.log_prob(part))
-            columns.append(torch.cat(parts))
+            own = z[:, index]
+            told = None if context is None else context[[index]].expand(len(own), *context.shape[1:])
+            columns.append(score(x[[index]], own, told) + prior.log_prob(own))
         return torch.stack(columns, dim=1)
 
     def log_weights(
@@ -323,6 +329,16 @@ class LatentVariableModel(Savable):
         finally:
             for module, training in modes:  # one by one: parts may have been frozen in eval mode
                 module.training = training
+
+
+def in_chunks(score: Scorer, chunk: int) -> Scorer:
+    """The same for any number of z, `chunk` at a time."""
+
+    def pieces(x: Tensor, z: Tensor, context: Tensor | None = None) -> Tensor:
+        told = [None] * len(z) if context is None else context.split(chunk)
+        return torch.cat([score(x, *part) for part in zip(z.split(chunk), told, strict=False)])
+
+    return pieces
 
 
 def likelihood_for(

@@ -5,16 +5,17 @@ With `maps`, from latent maps [B, in_features, h, w] at the resolution after the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from vlae.errors import VlaeError
 from vlae.models.encoders import ConvEncoder, ImageShape, MLPEncoder, ResNetEncoder, sizes_of
 from vlae.nn import inference
-from vlae.nn.pixelcnn import Trunk, make_trunk
+from vlae.nn.fused_decoder import FusedDecoder
+from vlae.nn.pixelcnn import GatedPixelCNN, Trunk, make_trunk
 from vlae.nn.receptive import ReceptiveField
 from vlae.nn.residual import ResidualBlock, upsample
 
@@ -152,3 +153,14 @@ class AutoregressiveDecoder(nn.Module):
         if isinstance(self.features, ResNetDecoder) and inference.applies(z):
             return inference.in_pieces(self.features.evaluate, z, PIECE)
         return self.features(z)
+
+    def fused(self, like: Tensor) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """(x, z) -> parameters [B, C, H, W, P] of one image x [1, C, H, W] under many z, compiled.
+
+        With the weights of now, for tensors `like` these; None where they, or the networks, are not served.
+        """
+        features = self.features
+        if not isinstance(features, ResNetDecoder) or not FusedDecoder.serves(self.pixels, like):
+            return None
+        decoder = FusedDecoder(features.blocks, cast(GatedPixelCNN, self.pixels))
+        return lambda x, z: decoder(x, inference.evaluate(features.head, z))

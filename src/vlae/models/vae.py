@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +14,15 @@ from vlae.distributions.likelihoods import Factorised
 from vlae.distributions.posteriors import make_posterior
 from vlae.distributions.priors import VampPrior, make_prior
 from vlae.errors import VlaeError, require_positive
-from vlae.models.base import LatentVariableModel, check_sizes, likelihood_for
+from vlae.models.base import LatentVariableModel, Scorer, check_sizes, in_chunks, likelihood_for
 from vlae.models.context import Condition, ContextPlane
 from vlae.models.decoders import ARCHITECTURES, AutoregressiveDecoder, ResNetDecoder, trunk
 from vlae.models.encoders import ImageShape, ResNetEncoder, sizes_of
 from vlae.models.textbook import Textbook
 from vlae.nn.spectralnorm import apply_spectral_norm
 from vlae.nn.weightnorm import apply_weight_norm, data_dependent_init
+
+PARAMETERS = 2**24  # of pixels' distributions at a time in a compiled decoder, 64 MiB
 
 
 class SingleLevelModel(LatentVariableModel):
@@ -364,6 +367,19 @@ class VLAE(SingleLevelModel):
         """log p(x|z_k) of one image x [1, C, H, W] under many z [K, *latent_shape], nats, [K]."""
         maps = self.decoder.evaluate(self.latents_with_context(z, context))
         return Autoregressive(self.decoder.pixels, self.likelihood, maps, self.image_shape).log_prob(x)
+
+    def scorer(self, chunk: int) -> Scorer:
+        """As `log_prob_of_one`, compiled where it can be: then `chunk` is of no consequence."""
+        fused = self.decoder.fused(next(self.parameters()))
+        if fused is None:
+            return super().scorer(chunk)
+
+        def score(x: Tensor, z: Tensor, context: Tensor | None = None) -> Tensor:
+            pixels = self.likelihood(fused(x, self.latents_with_context(z, context)), 1.0)
+            return pixels.log_prob(x.expand(len(z), *self.image_shape)).flatten(1).sum(1)
+
+        parameters = math.prod(self.image_shape) * self.likelihood.parameters_per_value
+        return in_chunks(score, max(1, PARAMETERS // parameters))
 
     def networks(self) -> list[nn.Module]:
         """Encoder, the maps that z is decoded to, and the PixelCNN."""

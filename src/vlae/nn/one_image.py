@@ -109,31 +109,46 @@ class Canvases:
         self.h = Canvas(layer.horizontal.kernel, channels, context)
 
 
+def of_image(network: GatedPixelCNN, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What the image x [B, C, H, W] in [-1, 1] adds to the first layer's gates, [B, 2 channels, H, W], and to h."""
+    layer = cast(GatedLayer, network.layers[0])
+    v = network.input_above(x)
+    h = v + network.input_left(x)
+    above = layer.vertical(v)
+    gates = [layer.horizontal(h) + layer.across(above), above][: len(layer.gates)]
+    return gates, h + bias_of(layer.output)[:, None, None]
+
+
+def of_context(network: GatedPixelCNN) -> tuple[list[Tensor], Tensor]:
+    """What the context adds to the same: the weights of convolutions, without biases.
+
+    Those of the gates have the size of the vertical stack's kernel, and the pixel itself in its place.
+    """
+    layer = cast(GatedLayer, network.layers[0])
+    kernel, whole = layer.vertical.kernel, layer.vertical.rectangle
+
+    def placed(weight: Tensor) -> Tensor:
+        """In a kernel of the vertical one's size, a weight whose last entry is that of the pixel itself."""
+        left = kernel.left + 1 - weight.shape[3]
+        return F.pad(weight, (left, whole.shape[3] - weight.shape[3] - left, kernel.up, 0))
+
+    for_v, for_h = cast(nn.Conv2d, network.input_context).weight.chunk(2)
+    from_above = compose(whole, for_v)
+    from_left = placed(compose(layer.horizontal.rectangle, for_h)) + compose(layer.across.weight, from_above)
+    biases = cast(nn.Conv2d, layer.context).weight.split(layer.gates)
+    return [w + placed(b) for w, b in zip([from_left, from_above], biases, strict=False)], for_h
+
+
 class FirstLayer:
     """The input layer and the first gated layer, which read the image as it is and the context linearly."""
 
     def __init__(self, network: GatedPixelCNN, layer: GatedLayer, x: Tensor, half: Tensor):
         self.gates = layer.gates
-        v = network.input_above(x)
-        h = v + network.input_left(x)
-        above = layer.vertical(v)
-        gates = [layer.horizontal(h) + layer.across(above), above][: len(self.gates)]
+        gates, h = of_image(network, x)
         self.of_image = channels_last(torch.cat([half.transpose(0, 1) * gate for gate in gates], dim=1))
-        self.h_of_image = channels_last(h + bias_of(layer.output)[:, None, None])
-
-        kernel, whole = layer.vertical.kernel, layer.vertical.rectangle
-
-        def placed(weight: Tensor) -> Tensor:
-            """In a kernel of the vertical one's size, a weight whose last entry is that of the pixel itself."""
-            left = kernel.left + 1 - weight.shape[3]
-            return F.pad(weight, (left, whole.shape[3] - weight.shape[3] - left, kernel.up, 0))
-
-        for_v, for_h = cast(nn.Conv2d, network.input_context).weight.chunk(2)
-        from_above = compose(whole, for_v)
-        from_left = placed(compose(layer.horizontal.rectangle, for_h)) + compose(layer.across.weight, from_above)
-        biases = cast(nn.Conv2d, layer.context).weight.split(layer.gates)
-        weights = [half * (w + placed(b)) for w, b in zip([from_left, from_above], biases, strict=False)]
-        self.of_context = channels_last(torch.cat(weights))
+        self.h_of_image = channels_last(h)
+        weights, for_h = of_context(network)
+        self.of_context = channels_last(torch.cat([half * weight for weight in weights]))
         self.h_of_context, self.output = matrix(for_h), matrix(layer.output.weight / 2)
 
     def __call__(self, canvases: Canvases, context: Tensor) -> None:

@@ -245,8 +245,8 @@ def take_weights(model: LatentVariableModel, start_from: str) -> None:
     if was != now:
         raise VlaeError(f"start_from: {start_from} is a {was}, not a {now}; {advice}")
     different = differences(build(was, source.config), model)  # built anew, it has arguments that are new since
-    if different == ["decoder_layers"] and isinstance(deep := model.decoder.pixels, GatedPixelCNN):
-        shallow = source.to(next(model.parameters()).dtype).decoder.pixels
+    deep, shallow = (getattr(getattr(each, "decoder", None), "pixels", None) for each in (model, source))
+    if different == ["decoder_layers"] and isinstance(deep, GatedPixelCNN) and isinstance(shallow, GatedPixelCNN):
         if len(deep.layers) < len(shallow.layers):
             raise VlaeError(
                 f"start_from: {start_from} has {len(shallow.layers)} decoder_layers: set as many or more; "

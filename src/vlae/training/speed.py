@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from vlae.machine import cpp_compiler
 from vlae.machine import machine as machine  # named beside every time here
 from vlae.models.base import LatentVariableModel
 
@@ -30,7 +30,7 @@ def can_compile(device: torch.device) -> bool:
     """Whether torch.compile has what it needs: on the CPU a C++ compiler and Python's headers."""
     if device.type == "cpu":
         headers = Path(sysconfig.get_path("include")) / "Python.h"
-        return headers.is_file() and any(shutil.which(name) for name in ("g++", "c++", "clang++"))
+        return headers.is_file() and cpp_compiler() is not None
     return device.type == "cuda"
 
 
