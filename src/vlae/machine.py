@@ -33,5 +33,6 @@ def versions() -> str:
 
 
 def cpp_compiler() -> str | None:
-    """The path of a C++ compiler that takes the options of GCC; None where there is none."""
-    return next((path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), None)
+    """The path of a C++ compiler that takes the options of GCC, `$CXX` before others; None where there is none."""
+    names = (os.environ.get("CXX", ""), "g++", "c++", "clang++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)

@@ -241,12 +241,12 @@ def test_a_file_of_something_else_is_refused_and_left_alone(loose, tiny_vae, bin
     likelihoods(loose, batches(x), 5, kept=keep(tmp_path, loose))
     before = path.read_bytes()
     for words, call in {
-        "another model": lambda: likelihoods(tiny_vae(), batches(x), 5, kept=keep(tmp_path, tiny_vae())),
-        "another precision": lambda: likelihoods(loose.float(), batches(x.float()), 5, kept=keep(tmp_path, loose)),
-        "another data": lambda: likelihoods(loose.double(), batches(x), 5, kept=keep(tmp_path, loose, "other")),
-        "another images": lambda: likelihoods(loose, batches(1 - x), 5, kept=keep(tmp_path, loose)),
-        "another samples": lambda: likelihoods(loose, batches(x), [1, 5], kept=keep(tmp_path, loose)),
-        "another seed": lambda: likelihoods(loose, batches(x), 5, seed=1, kept=keep(tmp_path, loose)),
+        "differ in model": lambda: likelihoods(tiny_vae(), batches(x), 5, kept=keep(tmp_path, tiny_vae())),
+        "differ in precision": lambda: likelihoods(loose.float(), batches(x.float()), 5, kept=keep(tmp_path, loose)),
+        "differ in data": lambda: likelihoods(loose.double(), batches(x), 5, kept=keep(tmp_path, loose, "other")),
+        "differ in images": lambda: likelihoods(loose, batches(1 - x), 5, kept=keep(tmp_path, loose)),
+        "differ in samples": lambda: likelihoods(loose, batches(x), [1, 5], kept=keep(tmp_path, loose)),
+        "differ in seed": lambda: likelihoods(loose, batches(x), 5, seed=1, kept=keep(tmp_path, loose)),
     }.items():
         with pytest.raises(VlaeError, match=f"{words} .*choose another file") as caught:
             call()

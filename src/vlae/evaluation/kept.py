@@ -93,5 +93,5 @@ def difference(text: str, header: str) -> str:
     for name, value in wanted.items():
         if there.get(name) != value:
             found = " ".join(str(there.get(name)).split())[:80]
-            return f"has likelihoods of another {name} ({found}, here {value})"
+            return f"holds likelihoods that differ in {name} ({found}, here {value})"
     return "has other columns"
