@@ -131,15 +131,28 @@ def test_compiled_it_is_the_same_up_to_rounding(tiny_vlae, binary, options, shap
 
 @pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
 def test_a_likelihood_in_float32_is_compiled(tiny_vlae, binary, runs, monkeypatch):
-    """And the same to the last bit whatever the chunk."""
+    """And hardly depends on how many codes are decoded at a time, and in how many threads."""
     model, x = tiny_vlae(decoder_layers=2).float(), binary(2).float()
-    found = [model.log_likelihood(x, 40, torch.Generator().manual_seed(0), chunk) for chunk in (1, 7, 64)]
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-    assert sum(runs) == 3 * 2 * 40
+    found = []
+    for parameters, threads in ((1, 1), (200, 1), (2**22, 1), (2**22, 3)):
+        monkeypatch.setattr(vlae.models.vae, "PARAMETERS", parameters)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append(model.log_likelihood(x, 40, torch.Generator().manual_seed(0)))
+        assert sum(runs) == 2 * 40
+        runs.clear()
+        torch.testing.assert_close(found[-1], found[0], atol=1e-5, rtol=0)
     monkeypatch.setattr(FusedDecoder, "serves", lambda *_: False)
     eager = model.log_likelihood(x, 40, torch.Generator().manual_seed(0))
-    assert sum(runs) == 3 * 2 * 40
+    assert not runs
     torch.testing.assert_close(eager, found[0], atol=1e-4, rtol=0)
+
+
+def test_no_codes_have_no_probabilities(tiny_vlae, binary):
+    model, none = tiny_vlae(), torch.zeros(0, 3, dtype=torch.float64)
+    for each in (model, tiny_vlae().float()):
+        x = binary(1).to(next(each.parameters()).dtype)
+        with torch.no_grad():
+            assert each.scorer(4)(x, none.to(x.dtype)).shape == (0,)
 
 
 def test_few_samples_go_the_general_way(tiny_vlae, binary, monkeypatch):

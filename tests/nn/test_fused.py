@@ -1,14 +1,15 @@
 """Compiled networks against PyTorch's convolutions, in float64, for every width of vectors that can be tried here."""
 
-import ctypes
 import logging
 import math
+import os
 import platform
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from vlae.errors import VlaeError
 from vlae.machine import cpp_compiler
 from vlae.models.decoders import ResNetDecoder
 from vlae.nn import fused, inference
@@ -16,16 +17,18 @@ from vlae.nn.fused import Maps, Network, Step, Term
 from vlae.nn.fused_decoder import FusedDecoder
 from vlae.nn.pixelcnn import make_trunk
 
-pytestmark = pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler")
-X86 = platform.machine() in ("x86_64", "AMD64")
 # What this machine has, and on x86 vectors of 8 and of 4 floats.
-OPTIONS = [fused.NATIVE, *([("-mavx2 -mfma",), ("-msse2",)] if X86 else [])]
+OPTIONS = [fused.NATIVE]
+if platform.machine() in ("x86_64", "AMD64"):
+    OPTIONS += ["-msse2", *(["-mavx2 -mfma"] if "AVX" in torch.backends.cpu.get_cpu_capability() else [])]
 _built = {}
 
 
-@pytest.fixture(params=OPTIONS, ids=lambda options: options[0])
+@pytest.fixture(params=OPTIONS)
 def code(request, monkeypatch):
     """The code for one kind of processor."""
+    if cpp_compiler() is None:
+        pytest.skip("no C++ compiler")
     options = request.param
     if options not in _built:
         _built[options] = fused.build(cpp_compiler(), options)
@@ -139,9 +142,13 @@ def test_it_is_the_decoder_on_copies_of_the_image(code, options, size):
     head = features.head(z).float()
     decoder = FusedDecoder(features.float().blocks, trunk.float())
     one, other = images[:1].float(), images[1:].float()
-    for x, expected in ((one, exact[0]), (other, exact[1]), (other, exact[1]), (one, exact[0])):
-        assert_near(decoder(x, head).double(), expected, 2e-4)
-    assert_near(decoder(one, head[:1]).double(), exact[0][:1], 2e-4)
+    of_one, of_other = decoder.on(one), decoder.on(other)
+    one.zero_()  # what was computed of it is kept
+    for of_image, expected in ((of_one, exact[0]), (of_other, exact[1]), (of_other, exact[1]), (of_one, exact[0])):
+        assert_near(of_image(head).double(), expected, 2e-4)
+    assert_near(of_one(head[:1]).double(), exact[0][:1], 2e-4)
+    with pytest.raises(VlaeError, match="one image at a time; got 2"):
+        decoder.on(images.float())
 
 
 @pytest.mark.parametrize("widths", [(4,), (3, 5, 4), (16, 32, 32)])
@@ -151,7 +158,7 @@ def test_maps_of_any_widths(code, widths):
     z = values(3, 5)
     exact = trunk(images[:1].expand(3, -1, -1, -1), features(z)).movedim(2, -1)
     head = features.head(z).float()
-    fast = FusedDecoder(features.float().blocks, trunk.float())(images[:1].float(), head)
+    fast = FusedDecoder(features.float().blocks, trunk.float()).on(images[:1].float())(head)
     assert_near(fast.double(), exact, 1e-4 * float(exact.abs().max()))
 
 
@@ -177,27 +184,87 @@ def test_what_it_serves(code, monkeypatch):
     assert not FusedDecoder.serves(gated, x)
 
 
+@torch.no_grad()
+def test_what_is_not_float32_maps_of_its_size_is_refused(code):
+    """The compiled code would read past the end of it."""
+    features, trunk, images = networks((6, 5), layers=1)
+    of_image = FusedDecoder(features.float().blocks, trunk.float()).on(images[:1].float())
+    head = features.head(values(3, 5).float())
+    exact = of_image(head)
+    for other in (head.double(), head.bfloat16(), head[:, :-1], head[..., :-1], head[0]):
+        with pytest.raises(VlaeError, match="compiled networks take float32 maps"):
+            of_image(other)
+    assert torch.equal(of_image(head), exact)
+    read, added = Maps(2, 2, 1), Maps(2, 2, 1)
+    network = Network(read, [Step([], torch.zeros(1), raw=read, added=added)], read, [added])
+    with pytest.raises(VlaeError, match="compiled networks take float32 maps"):
+        network(torch.ones(1, 1, 2, 2), [torch.ones(1, 1, 1)])
+
+
+@torch.no_grad()
+def test_tensors_that_are_made_elsewhere_by_default(code):
+    features, trunk, images = networks((6, 5), layers=2)
+    decoder, head = (features.float(), trunk.float()), features.head(values(3, 5).float())
+    exact = FusedDecoder(decoder[0].blocks, decoder[1]).on(images[:1].float())(head)
+    with torch.device("meta"):
+        found = FusedDecoder(decoder[0].blocks, decoder[1]).on(images[:1].float())(head)
+    assert torch.equal(found, exact)
+
+
 @pytest.fixture
-def anew():
-    """The library, forgotten before and after."""
+def anew(monkeypatch):
+    """The library, forgotten before and after, on a machine that it is for."""
+    monkeypatch.setattr(fused.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(fused.sys, "platform", "linux")
     fused.library.cache_clear()
     yield fused.library
     fused.library.cache_clear()
 
 
-def test_without_a_compiler_there_is_none_and_it_is_said(monkeypatch, caplog, anew):
+def said(caplog):
+    """What is logged, which is one line."""
+    (record,) = caplog.records
+    start = "importance weights are computed without compiled code, slower: "
+    assert record.message.startswith(start)
+    return record.message.removeprefix(start)
+
+
+def test_without_a_compiler_there_is_none_and_it_is_said_once(monkeypatch, caplog, anew):
     monkeypatch.setattr(fused, "cpp_compiler", lambda: None)
     with caplog.at_level(logging.INFO, "vlae"):
         assert anew() is None
         assert anew() is None
-    assert [record.message for record in caplog.records] == [
-        "importance weights take about twice as long as they could: no C++ compiler was found"
-    ]
+    assert said(caplog) == "no C++ compiler was found"
 
 
-@pytest.mark.parametrize("kind", ["fails", "missing", "makes nonsense"])
+@pytest.mark.parametrize(("name", "value"), [("platform", "win32"), ("machine", "aarch64")])
+def test_where_it_is_not_known_to_be_fast_there_is_none(name, value, monkeypatch, caplog, anew):
+    if name == "machine":
+        monkeypatch.setattr(fused.platform, "machine", lambda: value)
+    else:
+        monkeypatch.setattr(fused.sys, "platform", value)
+    with caplog.at_level(logging.INFO, "vlae"):
+        assert anew() is None
+    assert said(caplog) == "this is no Unix machine with an x86 processor"
+
+
+@pytest.mark.skipif("-msse2" not in OPTIONS or cpp_compiler() is None, reason="needs a compiler for x86")
+def test_narrow_vectors_are_not_worth_it(monkeypatch, caplog, anew):
+    build = fused.build
+    monkeypatch.setattr(fused, "build", lambda compiler: build(compiler, "-msse2"))
+    with caplog.at_level(logging.INFO, "vlae"):
+        assert anew() is None
+    assert said(caplog).endswith("makes no code with AVX2 or AVX-512 here")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a compiler made of a shell script")
+@pytest.mark.parametrize("kind", ["fails", "missing", "makes nonsense", "makes nothing"])
 def test_a_compiler_that_does_not_do_it(kind, tmp_path, monkeypatch, caplog, anew):
-    script = {"fails": "echo no such option >&2; exit 1", "makes nonsense": 'for last; do :; done; echo x > "$last"'}
+    script = {
+        "fails": "printf 'no such option: \\377' >&2; exit 1",
+        "makes nonsense": 'for last; do :; done; echo x > "$last"',
+        "makes nothing": "exit 0",
+    }
     compiler = tmp_path / "compiler"
     if kind in script:
         compiler.write_text(f"#!/bin/sh\n{script[kind]}\n")
@@ -205,9 +272,4 @@ def test_a_compiler_that_does_not_do_it(kind, tmp_path, monkeypatch, caplog, ane
     monkeypatch.setattr(fused, "cpp_compiler", lambda: str(compiler))
     with caplog.at_level(logging.INFO, "vlae"):
         assert anew() is None
-    assert len(caplog.records) == 1
-    assert {"fails": "no such option", "missing": "No such file", "makes nonsense": "fused.so"}[kind] in caplog.text
-
-
-def test_an_option_that_the_compiler_does_not_know_is_passed_over():
-    assert isinstance(fused.build(cpp_compiler(), ("-march=of-nobody", "-O3")), ctypes.CDLL)
+    assert {"fails": "no such option", "missing": "No such file"}.get(kind, "fused.so") in said(caplog)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import repeat
 from typing import Any, Self
 
 import torch
@@ -212,7 +213,7 @@ class LatentVariableModel(Savable):
             x: images [B, C, H, W].
             samples: K; the bound is tight as K grows.
             generator: noise for z, one generator or one per image.
-            chunk: how many images to decode at a time: memory, not the result.
+            chunk: how many images to decode at a time: memory, not the result. Compiled decoders choose themselves.
             context: labels or attributes, of conditional models.
         """
         if not self.has_bound:
@@ -335,7 +336,7 @@ def in_chunks(score: Scorer, chunk: int) -> Scorer:
     """The same for any number of z, `chunk` at a time."""
 
     def pieces(x: Tensor, z: Tensor, context: Tensor | None = None) -> Tensor:
-        told = [None] * len(z) if context is None else context.split(chunk)
+        told = repeat(None) if context is None else context.split(chunk)
         return torch.cat([score(x, *part) for part in zip(z.split(chunk), told, strict=False)])
 
     return pieces

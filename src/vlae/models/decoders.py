@@ -154,13 +154,19 @@ class AutoregressiveDecoder(nn.Module):
             return inference.in_pieces(self.features.evaluate, z, PIECE)
         return self.features(z)
 
-    def fused(self, like: Tensor) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """(x, z) -> parameters [B, C, H, W, P] of one image x [1, C, H, W] under many z, compiled.
+    def fused(self, like: Tensor) -> Callable[[Tensor], Callable[[Tensor], Tensor]] | None:
+        """x -> (z -> parameters [B, C, H, W, P]) of one image x [1, C, H, W] under many z, compiled.
 
-        With the weights of now, for tensors `like` these; None where they, or the networks, are not served.
+        For tensors `like` this one, and while the weights do not change; None where they, or the networks, are not
+        served.
         """
         features = self.features
         if not isinstance(features, ResNetDecoder) or not FusedDecoder.serves(self.pixels, like):
             return None
         decoder = FusedDecoder(features.blocks, cast(GatedPixelCNN, self.pixels))
-        return lambda x, z: decoder(x, inference.evaluate(features.head, z))
+
+        def of_image(x: Tensor) -> Callable[[Tensor], Tensor]:
+            parameters = decoder.on(x)
+            return lambda z: parameters(inference.evaluate(features.head, z))
+
+        return of_image

@@ -14,7 +14,7 @@ from vlae.distributions.likelihoods import Factorised
 from vlae.distributions.posteriors import make_posterior
 from vlae.distributions.priors import VampPrior, make_prior
 from vlae.errors import VlaeError, require_positive
-from vlae.models.base import LatentVariableModel, Scorer, check_sizes, in_chunks, likelihood_for
+from vlae.models.base import LatentVariableModel, Scorer, check_sizes, likelihood_for
 from vlae.models.context import Condition, ContextPlane
 from vlae.models.decoders import ARCHITECTURES, AutoregressiveDecoder, ResNetDecoder, trunk
 from vlae.models.encoders import ImageShape, ResNetEncoder, sizes_of
@@ -22,7 +22,7 @@ from vlae.models.textbook import Textbook
 from vlae.nn.spectralnorm import apply_spectral_norm
 from vlae.nn.weightnorm import apply_weight_norm, data_dependent_init
 
-PARAMETERS = 2**24  # of pixels' distributions at a time in a compiled decoder, 64 MiB
+PARAMETERS = 2**22  # of pixels' distributions at a time from a compiled decoder: what is made of them is as large
 
 
 class SingleLevelModel(LatentVariableModel):
@@ -369,17 +369,23 @@ class VLAE(SingleLevelModel):
         return Autoregressive(self.decoder.pixels, self.likelihood, maps, self.image_shape).log_prob(x)
 
     def scorer(self, chunk: int) -> Scorer:
-        """As `log_prob_of_one`, compiled where it can be: then `chunk` is of no consequence."""
+        """As `log_prob_of_one`, compiled where it can be: then it chooses itself how many z it decodes at a time.
+
+        A subclass with another `log_prob_of_one` has to have another one of this, too.
+        """
         fused = self.decoder.fused(next(self.parameters()))
         if fused is None:
             return super().scorer(chunk)
+        size = max(1, PARAMETERS // (math.prod(self.image_shape) * self.likelihood.parameters_per_value))
 
         def score(x: Tensor, z: Tensor, context: Tensor | None = None) -> Tensor:
-            pixels = self.likelihood(fused(x, self.latents_with_context(z, context)), 1.0)
-            return pixels.log_prob(x.expand(len(z), *self.image_shape)).flatten(1).sum(1)
+            parameters, parts = fused(x), []
+            for part in self.latents_with_context(z, context).split(size):
+                pixels = self.likelihood(parameters(part), 1.0)
+                parts.append(pixels.log_prob(x.expand(len(part), *self.image_shape)).flatten(1).sum(1))
+            return torch.cat(parts)
 
-        parameters = math.prod(self.image_shape) * self.likelihood.parameters_per_value
-        return in_chunks(score, max(1, PARAMETERS // parameters))
+        return score
 
     def networks(self) -> list[nn.Module]:
         """Encoder, the maps that z is decoded to, and the PixelCNN."""

@@ -12,11 +12,11 @@ constexpr int LANES = 16, BLOCK = 14;  // 28 of the 32 registers are sums
 #elif defined(__AVX2__)
 constexpr int LANES = 8, BLOCK = 6;  // 12 of 16
 #else
-constexpr int LANES = 4, BLOCK = 6;
+constexpr int LANES = 4, BLOCK = 6;  // not known to be fast anywhere
 #endif
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
-typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
 
 enum Activation { NONE, ELU, GATE };
 
@@ -83,7 +83,7 @@ static inline Vector exponential(Vector x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    Vector result = (Vector)((Integers)p + ((Integers)shifted << 23));
+    Vector result = (Vector)((Bits)p + ((Bits)shifted << 23));
     return x == x ? result : x;
 }
 

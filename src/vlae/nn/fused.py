@@ -3,14 +3,17 @@ than the arithmetic.
 
 A `Network` is a list of steps between `Maps`. It takes float32 inputs on the CPU, one after the other in each thread,
 so that all maps of one stay in the cache of a core. The C++ compiler of the machine makes the code, for its very
-processor, in a second and once per process; without one there is no `library`.
+processor, in a second and once per process. Where there is no compiler, or where the code is not known to be fast (it is
+on x86 with AVX2 or AVX-512), there is no `library`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import platform
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,48 +26,51 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlae.errors import VlaeError
 from vlae.machine import cpp_compiler
 
 logger = logging.getLogger(__name__)
 
-FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fPIC", "-shared")
-NATIVE = ("-march=native", "-mcpu=native", "-O3")  # the first that the compiler knows: not all know all
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")
+NATIVE = "-march=native"
 ACTIVATIONS = {"none": 0, "elu": 1, "gate": 2}  # as in fused.cpp
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled code; None where there is no compiler that makes it."""
-    compiler = cpp_compiler()
+    """The compiled code; None where there is none that is fast."""
     try:
-        if compiler is None:
+        # GCC on Windows may crash in code with wide vectors: it does not align what it puts on the stack (PR 54412).
+        if sys.platform == "win32" or platform.machine() not in ("x86_64", "AMD64"):
+            raise OSError("this is no Unix machine with an x86 processor")
+        if (compiler := cpp_compiler()) is None:
             raise OSError("no C++ compiler was found")
-        return build(compiler)
+        code = build(compiler)
+        if code.lanes() < 8:
+            raise OSError(f"{compiler} makes no code with AVX2 or AVX-512 here")
+        return code
     except OSError as error:
-        logger.info(f"importance weights take about twice as long as they could: {str(error)[:300]}")
+        logger.info(f"importance weights are computed without compiled code, slower: {str(error)[:300]}")
         return None
 
 
-def build(compiler: str, natives: Sequence[str] = NATIVE) -> ctypes.CDLL:
-    """Compiles and loads fused.cpp, with the first of the options for the processor that the compiler knows.
+def build(compiler: str, native: str = NATIVE) -> ctypes.CDLL:
+    """Compiles and loads fused.cpp, with options for the processor.
 
     Raises:
         OSError: the compiler, or the system, did not do it.
     """
-    reason = ""
     source = resources.files("vlae.nn") / "fused.cpp"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, resources.as_file(source) as path:
         made = Path(folder) / "fused.so"
-        for native in natives:
-            command = [compiler, *FLAGS, *native.split(), str(path), "-o", str(made)]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-            except subprocess.TimeoutExpired as error:
-                raise OSError(str(error)) from None
-            if done.returncode == 0:
-                return ctypes.CDLL(str(made))
-            reason = done.stderr.strip()
-    raise OSError(f"{compiler} did not compile {source}: {reason}")
+        command = [compiler, *FLAGS, *native.split(), str(path), "-o", str(made)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)
+        except subprocess.TimeoutExpired as error:
+            raise OSError(str(error)) from None
+        if done.returncode:
+            raise OSError(f"{compiler} did not compile {path.name}: {done.stderr.strip()}")
+        return ctypes.CDLL(str(made))
 
 
 def lanes() -> int:
@@ -161,8 +167,8 @@ def gate_order(channels: int) -> Tensor:
     Of both halves as many as are computed at once, in turn: `padded(weight)[gate_order(channels)]`. The index after the
     last stands for the zeros with which the halves are filled up to whole vectors.
     """
-    half = torch.full((whole_vectors(channels),), 2 * channels)
-    half[:channels] = torch.arange(channels)
+    half = torch.full((whole_vectors(channels),), 2 * channels, device="cpu")
+    half[:channels] = torch.arange(channels, device="cpu")
     other = torch.where(half < 2 * channels, half + channels, half)
     return torch.stack([half.view(-1, lanes()), other.view(-1, lanes())], dim=1).flatten()
 
@@ -206,6 +212,7 @@ class _Arrays:
         grid = [-(-(n - p) // step.stride) for n, p in zip((to.rows, to.columns), step.phase, strict=True)]
         out = whole_vectors(len(step.bias))
         vectors = 2 if out % (2 * lanes()) == 0 else 1
+        assert vectors == 2 or step.activation != "gate"  # whose halves come in the same group
         width = vectors * lanes()
         first = len(self.terms)
         weights = [self.term(term, out // width, width) for term in step.terms]
@@ -227,6 +234,14 @@ class _Arrays:
                 ACTIVATIONS[step.activation],
             )
         )
+
+
+def check(values: Tensor, maps: Maps) -> None:
+    """Refuses values that are not float32 numbers [C, H, W] of these maps: the compiled code would not notice."""
+    expected = (maps.channels, maps.rows, maps.columns)
+    if values.dtype != torch.float32 or values.device.type != "cpu" or values.shape != expected:
+        got = f"{values.dtype} {list(values.shape)} on {values.device}"
+        raise VlaeError(f"compiled networks take float32 maps {list(expected)} on the CPU; got {got}")
 
 
 class _Program(ctypes.Structure):
@@ -266,6 +281,9 @@ class Network:
 
     def __call__(self, inputs: Tensor, fixed: Sequence[Tensor] = ()) -> Tensor:
         """inputs [B, C, H, W] and fixed maps [C, H, W] -> [B, H, W, C] of the output."""
+        check(inputs[0] if len(inputs) else inputs.new_empty(inputs.shape[1:]), self.input)
+        for maps, values in zip(self.fixed, fixed, strict=True):
+            check(values, maps)
         to = self.output
         inputs = inputs.permute(0, 2, 3, 1).contiguous()
         outputs = inputs.new_empty(len(inputs), to.rows, to.columns, to.channels)

@@ -6,11 +6,13 @@ As in `one_image`, what depends on the image alone is computed once and then add
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from vlae.errors import VlaeError
 from vlae.nn import fused
 from vlae.nn.fused import Maps, Step, Term, gate_order, padded
 from vlae.nn.inference import applies
@@ -21,7 +23,9 @@ from vlae.nn.residual import ResidualBlock
 
 
 class FusedDecoder:
-    """The parameters of every pixel of one image under many codes; with the weights of when it was made.
+    """The parameters of every pixel of one image under many codes.
+
+    The weights must not change while it is used: it keeps those of its first call.
 
     Args:
         blocks: the layers of `ResNetDecoder` after its head: residual blocks, an ELU, a convolution.
@@ -32,26 +36,29 @@ class FusedDecoder:
         self.blocks, self.trunk = blocks, trunk
         self.gates = gate_order(cast(GatedLayer, trunk.layers[0]).output.in_channels)
         self.network: fused.Network | None = None
-        self.image: Tensor | None = None
-        self.fixed: list[Tensor] = []
 
     @staticmethod
     def serves(trunk: nn.Module, x: Tensor) -> bool:
-        """Whether this can be used: a gated trunk in every layer of which z is a bias, float32, a C++ compiler."""
+        """Whether this can be used: a gated trunk in every layer of which z is a bias, float32, compiled code."""
         gated = isinstance(trunk, GatedPixelCNN) and len(trunk.layers) > 0
         biases = gated and cast(GatedLayer, cast(GatedPixelCNN, trunk).layers[0]).context is not None
         return biases and applies(x) and x.dtype == torch.float32 and fused.library() is not None
 
-    def __call__(self, x: Tensor, maps: Tensor) -> Tensor:
-        """The image x [1, C, H, W] in [0, 1] and the head's maps [B, F, h, w] of codes -> [B, C, H, W, P]."""
-        if self.network is None:
-            self.network = self._network((x.shape[2], x.shape[3]), maps)
-        if x is not self.image:
-            self.image, self.fixed = x, self._of_image(network_input(x))
-        return self.network(maps, self.fixed).unflatten(3, self.trunk.head.shape).movedim(3, 1)
+    def on(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Of the image x [1, C, H, W] in [0, 1]: the head's maps [B, F, h, w] of codes -> parameters [B, C, H, W, P]."""
+        fixed = self._of_image(network_input(x))
+
+        def parameters(maps: Tensor) -> Tensor:
+            if self.network is None:
+                self.network = self._network((x.shape[2], x.shape[3]), maps)
+            return self.network(maps, fixed).unflatten(3, self.trunk.head.shape).movedim(3, 1)
+
+        return parameters
 
     def _of_image(self, x: Tensor) -> list[Tensor]:
         """The fixed maps [channels, H, W] of the image x [1, C, H, W] in [-1, 1]."""
+        if len(x) != 1:
+            raise VlaeError(f"one image at a time; got {len(x)}")
         gates, h = of_image(self.trunk, x)
         own = self.trunk.head.own
         return [*(padded(gate[0])[self.gates] for gate in gates), h[0], *([] if own is None else [own(x)[0]])]
@@ -83,7 +90,7 @@ def _features(blocks: nn.Sequential, x: Maps, size: tuple[int, int]) -> tuple[li
     *residual, _, last = blocks
     sizes = _sizes(residual, (x.rows, x.columns), size)
     active = Maps(x.rows, x.columns, x.channels)
-    steps = [Step([], torch.zeros(x.channels), active=active, activation="elu", added=x)]
+    steps = [Step([], _zeros(x.channels), active=active, activation="elu", added=x)]
     for block, each in zip((cast(ResidualBlock, b) for b in residual), sizes, strict=True):
         channels = block.second.out_channels
         inner, y, next_active = (Maps(*each, channels) for _ in range(3))
@@ -176,7 +183,7 @@ class _Trunk:
 
     def first(self, layer: GatedLayer, weights: tuple[list[Tensor], Tensor], gates: list[Maps], h: Maps) -> None:
         """The first layer, whose gates and h are those of the image plus convolutions of the context."""
-        none = self.gates.new_zeros(len(self.gates), dtype=torch.float32)
+        none = _zeros(len(self.gates))
         of_context, for_h = weights
         kernel = layer.vertical.kernel
         left, *above = (
@@ -185,7 +192,7 @@ class _Trunk:
         )
         self.v = above[0] if above else self.v
         terms = [Term(left, layer.output.weight), Term(self.context, for_h)]
-        self._residual(terms, torch.zeros(self.channels), h)
+        self._residual(terms, _zeros(self.channels), h)
 
     def further(self, layer: GatedLayer) -> None:
         """A layer that reads v, h and the context."""
@@ -201,8 +208,7 @@ class _Trunk:
             terms = [self.causal(self.v, vertical.rectangle, vertical.kernel)]
             self.steps.append(Step(terms, self.gate(bias_of(vertical)), raw=above))
             left.append(Term(above, self.gate(padded(across.transpose(0, 1))[self.gates].transpose(0, 1))))
-            none = torch.zeros(len(self.gates))
-            self.v = self.gated([Term(self.context, self.gate(for_above[0]))], none, above)
+            self.v = self.gated([Term(self.context, self.gate(for_above[0]))], _zeros(len(self.gates)), above)
         else:  # nothing but `across` reads the vertical convolution: the two are one
             left.append(self.causal(self.v, compose(across, vertical.rectangle), vertical.kernel))
             bias = bias + across.flatten(1) @ bias_of(vertical)
@@ -224,6 +230,11 @@ class _Trunk:
         parameters = Maps(*self.size, head.output.out_channels)
         self.steps.append(Step([Term(hidden, _ungrouped(head.output))], bias_of(head.output), raw=parameters))
         return parameters
+
+
+def _zeros(outputs: int) -> Tensor:
+    """No bias."""
+    return torch.zeros(outputs, device="cpu")
 
 
 def _ungrouped(layer: nn.Conv2d) -> Tensor:
