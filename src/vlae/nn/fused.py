@@ -3,8 +3,8 @@ than the arithmetic.
 
 A `Network` is a list of steps between `Maps`. It takes float32 inputs on the CPU, one after the other in each thread,
 so that all maps of one stay in the cache of a core. The C++ compiler of the machine makes the code, for its very
-processor, in a second and once per process. Where there is no compiler, or where the code is not known to be fast (it is
-on x86 with AVX2 or AVX-512), there is no `library`.
+processor, in a second and once per process. Where there is no compiler, or where the code is not known to be fast (it
+is on x86 with AVX2 or AVX-512), there is no `library`.
 """
 
 from __future__ import annotations

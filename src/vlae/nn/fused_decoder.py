@@ -45,7 +45,7 @@ class FusedDecoder:
         return biases and applies(x) and x.dtype == torch.float32 and fused.library() is not None
 
     def on(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """Of the image x [1, C, H, W] in [0, 1]: the head's maps [B, F, h, w] of codes -> parameters [B, C, H, W, P]."""
+        """Of the image x [1, C, H, W] in [0, 1]: maps [B, F, h, w] of codes, the head's -> [B, C, H, W, P]."""
         fixed = self._of_image(network_input(x))
 
         def parameters(maps: Tensor) -> Tensor:
