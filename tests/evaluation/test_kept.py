@@ -77,7 +77,7 @@ def test_any_damage(kept, mutations):
 
 def test_another_measurement_is_named(kept):
     filled(kept)
-    with pytest.raises(VlaeError, match=r"another seed \(0, here 1\)"):
+    with pytest.raises(VlaeError, match=r"differ in seed \(0, here 1\)"):
         kept.open("these", [1, 2], 1)
     about = json.loads(kept.path.read_text().partition("\n")[0].removeprefix(MARK))
     assert about["images"] == "these" and about["samples"] == [1, 2]
