@@ -22,6 +22,7 @@ def test_alone_everything_is_handed_back():
     with processes.batch_of(3):
         assert processes.whole(x) is processes.own(x) is processes.summed(x) is x
         assert processes.total(3) == 3
+        assert processes.samples(3) == processes.samples(4) == 1
     assert processes.in_turn(lambda: [1, 2]) == [1, 2]
     assert processes.after_first(lambda: 5) == 5
     assert processes.first_to_fail()

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -30,7 +29,8 @@ T = TypeVar("T")
 
 LONG = timedelta(days=1)  # how long one process may wait for another, which is noticed at once where it has ended
 
-_total: ContextVar[int | None] = ContextVar("images in the whole batch", default=None)
+# Images in the whole batch, inside of `batch_of`. No context variable, since torch.compile can't read one.
+_total: int | None = None
 
 
 # -- who is who -------------------------------------------------------------------------------------------------------
@@ -92,29 +92,40 @@ def rows(total: int, index: int, count: int) -> slice:
 
 
 @contextmanager
-def batch_of(images: int) -> Iterator[None]:
-    """Inside, each process computes with its own rows of one batch of so many images."""
-    token = _total.set(images if connected() else None)
+def batch_of(images: int | None) -> Iterator[None]:
+    """Inside, each process computes with its own rows of one batch of so many images; None: all compute the same."""
+    global _total
+    before, _total = _total, images if connected() else None
     try:
         yield
     finally:
-        _total.reset(token)
+        _total = before
 
 
 def total(own: int) -> int:
     """How many images the whole batch has, of which this process has `own`."""
-    whole_batch = _total.get()
-    if whole_batch is None:
+    if _total is None:
         return own
-    mine = rows(whole_batch, index(), count())
+    mine = rows(_total, index(), count())
     if own != mine.stop - mine.start:
-        raise VlaeError(f"{own} rows where this process has {mine.stop - mine.start} of a batch of {whole_batch}")
-    return whole_batch
+        raise VlaeError(f"{own} rows where this process has {mine.stop - mine.start} of a batch of {_total}")
+    return _total
+
+
+def samples(many: int) -> int:
+    """How many samples of each of its images this process has in so many rows of a batch; 1 if it is alone."""
+    if _total is None:
+        return 1
+    mine = rows(_total, index(), count())
+    images = mine.stop - mine.start
+    if not images or many % images:
+        raise VlaeError(f"{many} rows where this process has {images} images of a batch of {_total}")
+    return many // images
 
 
 def own(x: Tensor, dim: int = 0) -> Tensor:
     """The rows of this process of something that all have the same of, for the whole batch."""
-    if _total.get() is None:
+    if _total is None:
         return x
     mine = rows(x.shape[dim], index(), count())
     return x.narrow(dim, mine.start, mine.stop - mine.start)
@@ -125,12 +136,12 @@ def whole(x: Tensor) -> Tensor:
 
     For the end of the computation, where every process makes the same loss of it.
     """
-    return x if _total.get() is None else _Whole.apply(x, total(len(x)))
+    return x if _total is None else _Whole.apply(x, total(len(x)))
 
 
 def summed(x: Tensor) -> Tensor:
     """The sum over processes, with the gradient of the sum: for what an image's own value is then made from."""
-    return x if _total.get() is None else _Sum.apply(x)
+    return x if _total is None else _Sum.apply(x)
 
 
 class _Whole(Function):

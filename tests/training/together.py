@@ -54,6 +54,12 @@ def terms():
 # the two processes' means in the first step.
 CASES = {
     "plain": (small_vlae, objectives.ELBO),
+    "dropout": (lambda: small_vlae(dropout=0.4), objectives.ELBO),
+    "dropout of pseudo-inputs": (
+        lambda: small_vlae(dropout=0.4, prior="vamp", prior_options={"components": 4}),
+        objectives.ELBO,
+    ),
+    "dropout of several samples": (lambda: small_vlae(dropout=0.4), lambda: objectives.IWAE(3)),
     "free bits of an image": (small_vlae, lambda: objectives.ELBO(free_nats=0.9)),
     "free bits of a dimension": (small_vlae, lambda: objectives.ELBO(beta=0.5, free_nats=0.3, per="dimension")),
     "free bits of a channel": (

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal
 from torch.nn import functional as F
 
+from vlae import processes
 from vlae.distributions.bounded import soft_bounded_log
 from vlae.distributions.latent import Prior, PriorModule
 from vlae.distributions.noise import rand, randn
@@ -264,7 +265,8 @@ class VampPrior(PriorModule):
 
     def forward(self, encode: Callable[[Tensor], Distribution]) -> GaussianMixture:
         """The prior, given the function from images [K, C, H, W] to their diagonal Gaussian posteriors."""
-        q = encode(self.pseudo_inputs)
+        with processes.batch_of(None):  # every process has all of them
+            q = encode(self.pseudo_inputs)
         if not hasattr(q, "log_stddev"):
             raise VlaeError(
                 f"a VampPrior mixes Gaussian posteriors, not {type(q).__name__}: choose posterior 'gaussian'"

@@ -14,6 +14,7 @@ from vlae.distributions.priors import StandardNormal, StandardNormalPrior
 from vlae.errors import VlaeError, require_positive
 from vlae.models.base import LatentVariableModel, check_sizes, likelihood_for
 from vlae.models.decoders import trunk
+from vlae.nn.dropout import apply_dropout
 
 
 class PixelCNN(LatentVariableModel):
@@ -35,6 +36,7 @@ class PixelCNN(LatentVariableModel):
         pointwise_blocks: 1x1 residual blocks between the masked layers (plain stack).
         tied: the plain stack's type-B convolutions share their weights.
         trunk_options: `memory` of a row LSTM, `heads` of a Transformer.
+        dropout: the share of maps in every residual branch that are left out at each training step.
 
     Example:
         >>> import torch
@@ -58,6 +60,7 @@ class PixelCNN(LatentVariableModel):
         pointwise_blocks: int = 0,
         tied: bool = False,
         trunk_options: dict[str, Any] | None = None,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.image_shape = check_sizes(image_shape, latent_dim=1)  # of a z that there is not
@@ -77,6 +80,7 @@ class PixelCNN(LatentVariableModel):
             channels=channels,
             image_height=self.image_shape[1],
         )
+        apply_dropout(self.decoder, dropout)
 
     def distribution(self, batch: int, temperature: float = 1.0) -> Autoregressive:
         """p(x), `batch` times over: log_prob of images [batch, C, H, W], and as many samples."""

@@ -19,6 +19,7 @@ from vlae.models.context import Condition, ContextPlane
 from vlae.models.decoders import ARCHITECTURES, AutoregressiveDecoder, ResNetDecoder, trunk
 from vlae.models.encoders import ImageShape, ResNetEncoder, sizes_of
 from vlae.models.textbook import Textbook
+from vlae.nn.dropout import apply_dropout
 from vlae.nn.spectralnorm import apply_spectral_norm
 from vlae.nn.weightnorm import apply_weight_norm, data_dependent_init
 
@@ -283,6 +284,8 @@ class VLAE(SingleLevelModel):
         pointwise_blocks: 1x1 residual blocks between the masked layers (plain stack).
         tied: the plain stack's type-B convolutions share their weights.
         weight_norm: weight normalisation of encoder and decoder, set from the first batch by `initialise`.
+        dropout: the share of maps in every residual branch, of encoder and decoder, that are left out at each training
+            step: for small data sets.
 
     Example:
         >>> model = VLAE(image_shape=(1, 8, 8), latent_dim=4, encoder_widths=[8], decoder_layers=1)
@@ -315,6 +318,7 @@ class VLAE(SingleLevelModel):
         pointwise_blocks: int = 0,
         tied: bool = False,
         weight_norm: bool = False,
+        dropout: float = 0.0,
         trunk_options: dict[str, Any] | None = None,
         latent_maps: int = 0,
         posterior: str = "gaussian",
@@ -353,6 +357,8 @@ class VLAE(SingleLevelModel):
         self.encoder = ResNetEncoder(seen_shape, self.posterior_module.features_needed, **size)
         features = ResNetDecoder(latent_shape[0] + added, (context_channels, height, width), **size)
         self.decoder = AutoregressiveDecoder(features, pixels)
+        for network in self.networks():
+            apply_dropout(network, dropout)
         self.weight_norm = weight_norm
         if weight_norm:
             apply_weight_norm(self.encoder)

@@ -98,6 +98,7 @@ class TransformerBlock(nn.Module):
         self.hidden = nn.Conv2d(channels, 4 * channels, 1)
         self.context = nn.Conv2d(context_channels, 4 * channels, 1, bias=False) if context_channels else None
         self.output = nn.Conv2d(4 * channels, channels, 1)
+        self.dropout: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         """[B, channels, H, W] -> the same shape."""
@@ -105,7 +106,7 @@ class TransformerBlock(nn.Module):
         hidden = self.hidden(self.hidden_norm(x))
         if self.context is not None:
             hidden = hidden + self.context(context)
-        return x + self.output(F.gelu(hidden))
+        return x + self.output(self.dropout(F.gelu(hidden)))
 
 
 class LocalTransformer(nn.Module):

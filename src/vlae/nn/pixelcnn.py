@@ -123,6 +123,7 @@ class GatedLayer(nn.Module):
         self.across = nn.Conv2d(2 * channels, 2 * channels, 1, bias=False)
         self.context = nn.Conv2d(context_channels, sum(self.gates), 1, bias=False) if context_channels else None
         self.output = nn.Conv2d(channels, channels, 1)
+        self.dropout: nn.Module = nn.Identity()
 
     def forward(self, v: Tensor, h: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Vertical and horizontal features [B, channels, H, W] each -> the same; the last layer hands v on as it is."""
@@ -131,7 +132,7 @@ class GatedLayer(nn.Module):
         if self.context is not None:
             gates = [g + bias for g, bias in zip(gates, self.context(context).split(self.gates, dim=1), strict=True)]
         left, *above_gate = map(gate, gates)
-        return above_gate[0] if above_gate else v, h + self.output(left)
+        return above_gate[0] if above_gate else v, h + self.output(self.dropout(left))
 
 
 class GatedPixelCNN(nn.Module):
@@ -240,6 +241,7 @@ class PlainPixelCNN(nn.Module):
         distinct = min(1, layers) if tied else layers
         self.masked = nn.ModuleList(MaskedConv2d(channels, channels, kernel_size, "B") for _ in range(distinct))
         self.depth = layers
+        self.dropout: nn.Module = nn.Identity()
         self.context = self.input_context = None
         if context_channels:
             # One convolution over [x, context], masked on x alone, is the sum of two.
@@ -286,7 +288,7 @@ class PlainPixelCNN(nn.Module):
             h = h + self.input_context(context)
         for index, blocks in enumerate(self.pointwise_after()):
             bias = 0 if self.context is None else self.context[index](context)
-            h = h + self.layer(index)(F.elu(h)) + bias
+            h = h + self.layer(index)(self.dropout(F.elu(h))) + bias
             for block in blocks:
                 h = block(h)
         return self.head(h, x)

@@ -1,4 +1,7 @@
-"""Residual blocks that halve, keep or double the resolution at any image size."""
+"""Residual blocks that halve, keep or double the resolution at any image size.
+
+Their `dropout` is a place for `vlae.nn.dropout`.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first, self.shortcut = first, shortcut
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.dropout: nn.Module = nn.Identity()
 
     @classmethod
     def same(cls, channels: int) -> ResidualBlock:
@@ -53,7 +57,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H', W']."""
-        return self.shortcut(x) + self.second(F.elu(self.first(F.elu(x))))
+        return self.shortcut(x) + self.second(self.dropout(F.elu(self.first(F.elu(x)))))
 
 
 class PointwiseBlock(nn.Module):
@@ -63,7 +67,8 @@ class PointwiseBlock(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 1)
         self.second = nn.Conv2d(channels, channels, 1)
+        self.dropout: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, H, W] -> the same shape."""
-        return x + self.second(F.elu(self.first(F.elu(x))))
+        return x + self.second(self.dropout(F.elu(self.first(F.elu(x)))))

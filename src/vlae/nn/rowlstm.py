@@ -56,6 +56,7 @@ class RowLSTM(nn.Module):
         self.above = Kernel(1, 1, reach, kernel_size)
         self.context = nn.Conv2d(context_channels, 4 * self.states, 1, bias=False) if context_channels else None
         self.output = nn.Conv2d(self.states, channels, 1)
+        self.dropout: nn.Module = nn.Identity()
         with torch.no_grad():  # at the start remember rather than forget, or nothing is learned from rows far above
             cast(Tensor, self.input.bias)[self.states : 2 * self.states] += 1
 
@@ -72,7 +73,7 @@ class RowLSTM(nn.Module):
         if self.context is not None:
             gates = gates + self.context(context)
         h = self.rows(gates) if self.memory is None else self.restarted(gates, self.memory)
-        return x + self.output(h)
+        return x + self.output(self.dropout(h))
 
     def rows(self, gates: Tensor) -> Tensor:
         """One row after another, remembering all of them: the input's share of the gates to h [B, states, H, W]."""

@@ -234,7 +234,7 @@ def take_weights(model: LatentVariableModel, start_from: str) -> None:
 
     Args:
         model: the new one, changed in place.
-        start_from: what names one of the same class and arguments, see `load_any`.
+        start_from: what names one of the same class and arguments but `dropout`, see `load_any`.
 
     Raises:
         VlaeError: there is none, or it is another model.
@@ -244,7 +244,8 @@ def take_weights(model: LatentVariableModel, start_from: str) -> None:
     was, now = type(source).__name__, type(model).__name__
     if was != now:
         raise VlaeError(f"start_from: {start_from} is a {was}, not a {now}; {advice}")
-    different = differences(build(was, source.config), model)  # built anew, it has arguments that are new since
+    # Built anew, it has arguments that are new since. Dropout is of the training.
+    different = [name for name in differences(build(was, source.config), model) if name != "dropout"]
     deep, shallow = (getattr(getattr(each, "decoder", None), "pixels", None) for each in (model, source))
     if different == ["decoder_layers"] and isinstance(deep, GatedPixelCNN) and isinstance(shallow, GatedPixelCNN):
         if len(deep.layers) < len(shallow.layers):
