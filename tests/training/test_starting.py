@@ -172,3 +172,15 @@ def test_a_deeper_decoder_on_the_command_line(tmp_path, capsys):
     assert load(tmp_path / "second").config["decoder_layers"] == 4
     assert cli.main([*deeper, "0", "--run.name", "third"]) == 2
     assert "decoder_layers: set as many or more; got 0" in capsys.readouterr().err
+
+
+def test_dropout_may_be_another_since_it_is_of_the_training(tmp_path):
+    source = a_model(2)
+    saved = str(source.save_pretrained(tmp_path / "source"))
+    started = a_model(1, dropout=0.3, decoder_layers=2)
+    take_weights(started, saved)
+    assert started.config["dropout"] == 0.3
+    x = torch.rand(3, 1, 8, 8).round()
+    bounds = [m.eval().elbo(x, generator=torch.Generator().manual_seed(0)).elbo for m in (source, started)]
+    torch.testing.assert_close(*bounds)
+    take_weights(a_model(3), str(a_model(4, dropout=0.3).save_pretrained(tmp_path / "dropping")))
