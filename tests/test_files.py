@@ -1,3 +1,5 @@
+import json
+import math
 import os
 import re
 import subprocess
@@ -154,3 +156,8 @@ def test_only_one_copy_is_set_aside_when_a_process_is_killed_between_the_renames
         write_model(tmp_path)
     (kept,) = set_aside(path)
     assert (kept / "part").read_text() == "old"
+
+
+def test_json_text_has_null_where_json_has_no_number():
+    text = files.json_text({"a": float("nan"), 1: [math.inf, (1.5, -math.inf)], "b": {"c": "nan", "d": None}})
+    assert json.loads(text) == {"a": None, "1": [None, [1.5, None]], "b": {"c": "nan", "d": None}}

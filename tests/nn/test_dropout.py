@@ -152,7 +152,7 @@ def test_compiled_networks_have_no_seam():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 def test_impossible_rates_are_refused(rate):
-    with pytest.raises(VlaeError, match="dropout is the share of maps .* from 0 to below 1; got"):
+    with pytest.raises(VlaeError, match=r"dropout is the share of maps .* from 0 to below 1; got"):
         vlae(dropout=rate)
     with pytest.raises(VlaeError, match="dropout is the share"):
         MapDropout(rate)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from vlae.evaluation.classifier import Classifier
 from vlae.evaluation.metrics import METRICS
 from vlae.evaluation.probes import probe
 from vlae.evaluation.report import evaluate_dataset
+from vlae.files import json_text
 from vlae.models.base import LatentVariableModel
 
 Column = dict[str, float]  # a model's numbers, or the data's, by the name of the row; what it lacks is left out
@@ -188,8 +188,4 @@ def as_csv(columns: Mapping[str, Column]) -> str:
 
 def as_json(columns: Mapping[str, Column], about: Mapping[str, Any]) -> str:
     """Everything as JSON; a value that is not finite becomes null."""
-    values = {
-        title: {name: value if math.isfinite(value) else None for name, value in column.items()}
-        for title, column in columns.items()
-    }
-    return json.dumps({**about, "columns": values}, indent=2) + "\n"
+    return json_text({**about, "columns": columns})

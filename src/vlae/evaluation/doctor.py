@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -35,7 +32,7 @@ from vlae.evaluation.model_checks import (
 )
 from vlae.evaluation.passes import Batch
 from vlae.evaluation.training_checks import instability, overfitting, unfinished
-from vlae.files import write_text
+from vlae.files import json_text, write_text
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
 
@@ -101,7 +98,7 @@ def run(
     show(found, str(run_directory or directory.parent))
     path = directory / "doctor.json"
     values = {"run": None if run_directory is None else str(run_directory), "seed": seed, **asdict(found)}
-    write_text(path, json.dumps(_plain(values), indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(values))
     print(f"written: {path}")
     return int(strict and found.count(PROBLEM) > 0)
 
@@ -238,12 +235,3 @@ def show(found: Diagnosis, name: str) -> None:
 
 def _sentence(text: str) -> str:
     return escape(text[:1].upper() + text[1:] + ".")
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it, where there is no NaN and no infinity."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

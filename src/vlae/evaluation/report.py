@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import rich.progress
 from rich.console import Console
@@ -32,7 +31,7 @@ from vlae.evaluation.illustrations import illustrations
 from vlae.evaluation.metrics import GROUPS, METRICS
 from vlae.evaluation.rows import in_bits, nll_cells, rows_of
 from vlae.evaluation.suite import Measurements, Progress, Settings, check_images, measure
-from vlae.files import write_together
+from vlae.files import json_text, write_together
 from vlae.machine import machine, versions
 from vlae.models.base import LatentVariableModel
 
@@ -315,16 +314,7 @@ def as_json(
     }
     if criteria is not None:
         values["criteria"] = [{**asdict(criterion), "verdict": criterion.verdict} for criterion in criteria]
-    return json.dumps(finite(values), indent=2, allow_nan=False) + "\n"
-
-
-def finite(value: Any) -> Any:
-    """The same with null in place of numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {str(key): finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json_text(values)
 
 
 # -- the bound alone --------------------------------------------------------------------------------------------------

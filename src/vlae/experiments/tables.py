@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from vlae.experiments.study import Cell, Study, slug
 from vlae.figures import save
 from vlae.figures.sheets import sheet
 from vlae.figures.studies import Point, bars, lines, rate_distortion
-from vlae.files import write_text
+from vlae.files import json_text, write_text
 
 Results = Mapping[str, dict[str, Any]]  # what `cells.evaluate` made, by the cell's name
 
@@ -172,7 +171,7 @@ def as_json(study: Study, results: Results, about: About) -> str:
         "command": about.command,
         "cells": cells,
     }
-    return json.dumps(whole, indent=2) + "\n"
+    return json_text(whole)
 
 
 def footnotes(study: Study, results: Results, about: About) -> list[str]:
