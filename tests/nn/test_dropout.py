@@ -13,9 +13,9 @@ SMALL = {"latent_dim": 3, "encoder_widths": [4], "encoder_hidden": 8, "channels"
 TRUNKS = [
     {"stacks": "two"},
     {"stacks": "slanted"},
-    {"stacks": "plain", "pointwise_blocks": 1},
+    {"stacks": "plain", "pointwise_blocks": 1},  # one place for all of its masked layers, one of the pointwise block
     {"stacks": "row_lstm", "trunk_options": {"memory": 1}},
-    {"stacks": "attention", "trunk_options": {"heads": 2}},
+    {"stacks": "attention", "trunk_options": {"heads": 2}},  # attention and pointwise network, in both blocks
 ]
 
 
@@ -63,8 +63,11 @@ def test_bfloat16_has_the_rate_that_was_asked_for():
 def test_a_vlae_drops_in_every_residual_branch_and_is_otherwise_the_same(options):
     plain, dropping = vlae(**options).train(), vlae(dropout=0.5, **options).train()
     assert dropping.state_dict().keys() == plain.state_dict().keys()
-    for network in dropping.networks():
-        assert any(isinstance(module, MapDropout) for module in network.modules())
+    encoder, features, pixels = (
+        sum(isinstance(module, MapDropout) for module in network.modules()) for network in dropping.networks()
+    )
+    # A block that halves, and one that doubles, per encoder width; the trunk's branches by its kind.
+    assert (encoder, features, pixels) == (1, 1, 4 if options["stacks"] == "attention" else 2)
     x = images()
 
     def bound(model):

@@ -45,6 +45,7 @@ class LocalAttention(nn.Module):
         self.context = nn.Conv2d(context_channels, 3 * channels, 1, bias=False) if context_channels else None
         self.position = nn.Parameter(0.02 * torch.randn(heads, self.size))
         self.output = nn.Conv2d(channels, channels, 1)
+        self.dropout: nn.Module = nn.Identity()
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
@@ -80,7 +81,7 @@ class LocalAttention(nn.Module):
         mixed = torch.zeros_like(q)
         for weight, value in zip(weights.unbind(2), self.shifted(v), strict=True):
             mixed = torch.addcmul(mixed, weight.unsqueeze(2), value)
-        return self.output(mixed.flatten(1, 2))
+        return self.output(self.dropout(mixed.flatten(1, 2)))
 
 
 class TransformerBlock(nn.Module):
