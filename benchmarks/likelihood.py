@@ -33,11 +33,11 @@ from training import group_of, table
 from vlae import VLAE, VlaeError, cli
 from vlae.data import ImageDataset
 from vlae.distributions import autoregressive
-from vlae.distributions.noise import randn
 from vlae.models import base
 from vlae.models.decoders import AutoregressiveDecoder
 from vlae.nn import one_image
 from vlae.nn.fused_decoder import FusedDecoder
+from vlae.noise import randn
 from vlae.training.run import DataSettings
 from vlae.training.speed import machine
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vlae.distributions.likelihoods import Likelihood, Pixelwise
-from vlae.distributions.noise import Generators, rand
 from vlae.distributions.scan import Pixels, Visit, greedy
 from vlae.errors import VlaeError
 from vlae.nn.cached import FullForward, evaluator
 from vlae.nn.one_image import on_one_image
 from vlae.nn.receptive import ReceptiveField
 from vlae.nn.wavefront import Schedule
+from vlae.noise import Generators, rand
 
 
 class Autoregressive(Distribution):

@@ -12,9 +12,9 @@ from torch.distributions import Normal
 from torch.nn import functional as F
 
 from vlae.distributions.latent import Prior, PriorModule
-from vlae.distributions.noise import randn
 from vlae.distributions.normal import log_normal
 from vlae.errors import VlaeError, require_positive
+from vlae.noise import randn
 
 LARGEST_ALPHA = 1 - 1e-9
 

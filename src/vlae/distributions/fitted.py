@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from vlae.distributions.latent import Prior, PriorModule
-from vlae.distributions.noise import randn
 from vlae.distributions.normal import log_normal
 from vlae.errors import VlaeError, require_positive
+from vlae.noise import randn
 
 FLOOR = 1e-4  # added to the variances, as a share of their mean: codes that fill no dimension still have a density
 

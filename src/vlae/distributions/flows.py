@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from vlae.distributions.latent import Prior, PriorModule
-from vlae.distributions.noise import randn
 from vlae.distributions.normal import log_normal
 from vlae.errors import VlaeError, require_positive
+from vlae.noise import randn
 
 
 class FlowPrior(Prior):

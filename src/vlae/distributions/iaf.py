@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from vlae.distributions.bounded import soft_bounded_log
 from vlae.distributions.flows import check_order
-from vlae.distributions.noise import Generators, randn
 from vlae.distributions.normal import log_normal
 from vlae.errors import VlaeError, require_positive
+from vlae.noise import Generators, randn
 
 OPEN_GATE = 2.0  # a new gate lets most of z through, sigmoid(2) = 0.88 (the paper: start at 1 to 2)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal, constraints, kl_divergence
 
-from vlae.distributions.noise import Generators, randn
 from vlae.errors import VlaeError
+from vlae.noise import Generators, randn
 
 
 def descend(levels: int, choose: Callable[[int, Tensor | None], Tensor]) -> tuple[Tensor, ...]:

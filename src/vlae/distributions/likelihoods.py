@@ -25,7 +25,6 @@ from vlae.distributions.densities import (
     PixelOptimalGaussian,
 )
 from vlae.distributions.making import make
-from vlae.distributions.noise import Generators, rand
 from vlae.distributions.pixelwise import (
     PixelBernoulli,
     PixelCategorical,
@@ -34,6 +33,7 @@ from vlae.distributions.pixelwise import (
     Pixelwise,
 )
 from vlae.errors import VlaeError, require_positive
+from vlae.noise import Generators, rand
 
 START, LEAST = 0.3, 1e-3  # of scales: where they start, about, and their soft bound below
 

@@ -12,13 +12,13 @@ from torch.distributions import Normal
 from vlae.distributions.bounded import soft_bounded_log
 from vlae.distributions.flows import check_order
 from vlae.distributions.latent import Prior, PriorModule
-from vlae.distributions.noise import randn
 from vlae.distributions.normal import log_normal
 from vlae.distributions.scan import Pixels, Visit
 from vlae.errors import VlaeError, require_positive
 from vlae.nn.cached import Evaluator, evaluator
 from vlae.nn.pixelcnn import GatedPixelCNN, PlainPixelCNN, make_trunk
 from vlae.nn.wavefront import Schedule
+from vlae.noise import randn
 
 Trunk = GatedPixelCNN | PlainPixelCNN
 

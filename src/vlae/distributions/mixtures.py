@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from vlae import processes
 from vlae.distributions.bounded import soft_bounded_log
 from vlae.distributions.latent import Prior, PriorModule
-from vlae.distributions.noise import rand, randn
 from vlae.distributions.normal import log_normal
 from vlae.distributions.scan import Dimensions
 from vlae.errors import VlaeError, require_positive
 from vlae.nn.masked import MADE
+from vlae.noise import rand, randn
 
 
 class NormalMixture(MixtureSameFamily):

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vlae.distributions.latent import Prior, PriorModule
-from vlae.distributions.noise import randn
 from vlae.distributions.scan import Dimensions, Pixels, Visit
+from vlae.noise import randn
 
 
 def log_normal(eps: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 
-from vlae.distributions.noise import Generators, rand
 from vlae.errors import VlaeError
+from vlae.noise import Generators, rand
 
 
 class Pixelwise(Distribution):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vlae.distributions.noise import Generators
+from vlae.noise import Generators
 
 
 class PointMass(Distribution):

@@ -15,9 +15,9 @@ from vlae.distributions.delta import AR1, previous
 from vlae.distributions.iaf import IAFHead, IAFPosterior
 from vlae.distributions.latent import Prior
 from vlae.distributions.making import make
-from vlae.distributions.noise import Generators, randn
 from vlae.distributions.normal import StandardNormal
 from vlae.errors import VlaeError, require_positive
+from vlae.noise import Generators, randn
 
 __all__ = [
     "DiagonalGaussian",

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from vlae import processes
 from vlae.distributions.autoregressive import Autoregressive
 from vlae.distributions.likelihoods import Factorised, Likelihood, make_likelihood
-from vlae.distributions.noise import Generators
 from vlae.distributions.posteriors import rate_per_dimension
 from vlae.errors import VlaeError
 from vlae.models.context import Condition, given
 from vlae.models.encoders import ImageShape
 from vlae.models.latents import Latents, each, some
 from vlae.models.saving import Savable
+from vlae.noise import Generators
 
 Scorer = Callable[..., Tensor]  # (x, z, context) -> log p(x|z_k), see `LatentVariableModel.log_prob_of_one`
 MANY = 32  # samples of an image that are worth computing what depends on it alone by itself

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from vlae.distributions.fitted import FittedGaussian, FullGaussian
 from vlae.distributions.likelihoods import Factorised
-from vlae.distributions.noise import Generators, rand, randn
 from vlae.distributions.pointmass import PointMass
 from vlae.errors import VlaeError
 from vlae.models.base import Bound, check_sizes, likelihood_for
 from vlae.models.decoders import ARCHITECTURES
 from vlae.models.textbook import Textbook
 from vlae.nn.spectralnorm import apply_spectral_norm
+from vlae.noise import Generators, rand, randn
 from vlae.processes import whole
 
 # The least and the most noise of each corruption; an end that is not itself allowed is said in words.

@@ -15,12 +15,12 @@ from vlae.distributions.bounded import soft_bounded_log
 from vlae.distributions.ladder import LadderPosterior, LadderPrior, rates_of_levels
 from vlae.distributions.latent import PriorModule
 from vlae.distributions.likelihoods import Factorised
-from vlae.distributions.noise import Generators
 from vlae.errors import VlaeError, require_positive
 from vlae.models.base import Bound, check_sizes, likelihood_for
 from vlae.models.decoders import ARCHITECTURES
 from vlae.models.textbook import Textbook
 from vlae.nn.spectralnorm import apply_spectral_norm
+from vlae.noise import Generators
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlae.distributions.autoregressive import Autoregressive
-from vlae.distributions.noise import Generators
 from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.distributions.priors import StandardNormal, StandardNormalPrior
 from vlae.errors import VlaeError, require_positive
 from vlae.models.base import LatentVariableModel, check_sizes, likelihood_for
 from vlae.models.decoders import trunk
 from vlae.nn.dropout import apply_dropout
+from vlae.noise import Generators
 
 
 class PixelCNN(LatentVariableModel):

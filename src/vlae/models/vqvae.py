@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from vlae.distributions.codemaps import CodeMapPrior
 from vlae.distributions.likelihoods import Factorised
-from vlae.distributions.noise import Generators
 from vlae.distributions.pointmass import PointMass
 from vlae.errors import VlaeError, require_positive
 from vlae.models.base import Bound, check_sizes, likelihood_for
@@ -19,6 +18,7 @@ from vlae.models.encoders import sizes_of
 from vlae.models.textbook import Textbook
 from vlae.nn.quantise import Codebook, CodePixelCNN, perplexity_of, straight_through
 from vlae.nn.spectralnorm import apply_spectral_norm
+from vlae.noise import Generators
 from vlae.processes import whole
 
 TEXTBOOK_NAMES = {"num_embeddings": "codes", "embedding_dim": "code_dim", "commitment_cost": "commitment"}

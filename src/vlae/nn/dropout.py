@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vlae import processes
-from vlae.distributions import noise
+from vlae import noise, processes
 from vlae.errors import VlaeError
 
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlae.distributions.likelihoods import Factorised
-from vlae.distributions.noise import randn
 from vlae.errors import VlaeError
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.models.context import given
 from vlae.models.latents import Latents, each
+from vlae.noise import randn
 from vlae.objectives.codes import in_rows, require_continuous
 from vlae.objectives.elbo import ELBO, Objective
 from vlae.objectives.schedules import Schedule, as_weight

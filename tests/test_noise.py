@@ -3,7 +3,7 @@ import torch
 
 from vlae import VlaeError
 from vlae.distributions import DiagonalGaussian
-from vlae.distributions.noise import rand, randn
+from vlae.noise import rand, randn
 
 
 def generators(*seeds):
