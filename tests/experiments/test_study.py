@@ -179,3 +179,16 @@ def test_receptive_field_differs_in_the_layers_alone():
     assert all(cell.config == found.cells[0].config for cell in found.cells)
     objective = found.cells[0].config.get("objective", {})
     assert not objective.get("init_args", {}).get("free_nats")  # free bits off
+
+
+@pytest.mark.parametrize("name", ["paper-static-mnist", "paper-dynamic-mnist", "paper-caltech"])
+def test_the_papers_unconditional_decoder_is_that_of_its_vlae(name):
+    found = study.load(study.find(name))
+    settings = {cell.name: check(cell.config, cell.name) for cell in found.cells if cell.trained}
+    built = {cell: build_model(its.model, (1, 28, 28)) for cell, its in settings.items()}
+    alone = built.pop("unconditional decoder").decoder
+    whole = next(iter(built.values())).decoder.pixels
+    shapes = [{key: value.shape for key, value in trunk.state_dict().items()} for trunk in (alone, whole)]
+    assert {key for key in shapes[1] if not key.startswith("input_context")} == set(shapes[0])
+    assert all(shapes[1][key] == shape for key, shape in shapes[0].items())
+    assert len(alone.pointwise) == 4 and alone.receptive_field.size == 69

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from vlae import PixelCNN
 from vlae.nn import MaskedConv2d, apply_weight_norm, data_dependent_init
 from vlae.nn.weightnorm import LAYERS
 
@@ -54,8 +55,11 @@ def test_initialisation_standardises_each_layer_in_turn(scale):
 
 
 @pytest.mark.parametrize(("stacks", "channels"), [("two", 1), ("two", 3), ("plain", 1), ("plain", 3)])
-def test_no_layer_of_a_vlae_is_left_out(tiny_vlae, binary, stacks, channels):
-    model = tiny_vlae((channels, 6, 5), stacks=stacks, decoder_layers=2, weight_norm=True)
+@pytest.mark.parametrize("coded", [True, False], ids=["VLAE", "PixelCNN"])
+def test_no_layer_of_a_model_is_left_out(tiny_vlae, binary, stacks, channels, coded):
+    options = {"stacks": stacks, "decoder_layers": 2, "weight_norm": True}
+    shape = (channels, 6, 5)
+    model = tiny_vlae(shape, **options) if coded else PixelCNN(shape, channels=5, **options).double().eval()
     x, after = binary(64, (channels, 6, 5)), {}
 
     def note(name):
@@ -65,7 +69,8 @@ def test_no_layer_of_a_vlae_is_left_out(tiny_vlae, binary, stacks, channels):
     model.initialise(x)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LAYERS)}
     normalised = {name: layer for name, layer in layers.items() if is_parametrized(layer, "weight")}
-    assert len(normalised) > 10
+    wanted = {layer for network in model.networks() for layer in network.modules() if isinstance(layer, LAYERS)}
+    assert set(normalised.values()) == wanted
     for name, layer in normalised.items():
         layer.register_forward_hook(note(name))
     torch.manual_seed(1)  # the noise of the pass that initialised

@@ -116,7 +116,7 @@ def trained_classifier(
         except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:120]
             logger.warning(f"the classifier {path} is damaged ({reason}): training it again")
-    logger.info(f"training a classifier on {training.protocol}; once, a minute or two, to be kept in {path.parent}")
+    logger.info(f"training a classifier on {training.protocol}; once, for some minutes, to be kept in {path.parent}")
     classifier = train(training, classes, seed)
     classifier.test_accuracy = accuracy(classifier, test)
     logger.info(f"the classifier's accuracy on {test.protocol}: {classifier.test_accuracy:.2%}")

@@ -195,6 +195,7 @@ def do(job: Job) -> str:
             return ""
         if now.name in ("new", "begun"):
             train(job, resume=now.name == "begun")
+        print(f"{job.cell.name}: measuring it", flush=True)
         result = evaluate(job)
         write_text(job.result_path, json.dumps(result, indent=2) + "\n")
     except Exception as error:  # whatever it is, the other cells go on

@@ -14,6 +14,7 @@ from vlae.errors import VlaeError, require_positive
 from vlae.models.base import LatentVariableModel, check_sizes, likelihood_for
 from vlae.models.decoders import trunk
 from vlae.nn.dropout import apply_dropout
+from vlae.nn.weightnorm import apply_weight_norm, data_dependent_init
 from vlae.noise import Generators
 
 
@@ -37,6 +38,7 @@ class PixelCNN(LatentVariableModel):
         tied: the plain stack's type-B convolutions share their weights.
         trunk_options: `memory` of a row LSTM, `heads` of a Transformer.
         dropout: the share of maps in every residual branch that are left out at each training step.
+        weight_norm: weight normalisation, set from the first batch by `initialise`.
 
     Example:
         >>> import torch
@@ -61,6 +63,7 @@ class PixelCNN(LatentVariableModel):
         tied: bool = False,
         trunk_options: dict[str, Any] | None = None,
         dropout: float = 0.0,
+        weight_norm: bool = False,
     ):
         super().__init__()
         self.image_shape = check_sizes(image_shape, latent_dim=1)  # of a z that there is not
@@ -81,6 +84,9 @@ class PixelCNN(LatentVariableModel):
             image_height=self.image_shape[1],
         )
         apply_dropout(self.decoder, dropout)
+        self.weight_norm = weight_norm
+        if weight_norm:
+            apply_weight_norm(self.decoder)
 
     def distribution(self, batch: int, temperature: float = 1.0) -> Autoregressive:
         """p(x), `batch` times over: log_prob of images [batch, C, H, W], and as many samples."""
@@ -109,6 +115,11 @@ class PixelCNN(LatentVariableModel):
     def networks(self) -> list[nn.Module]:
         """The PixelCNN."""
         return [self.decoder]
+
+    def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Sets weight-normalised layers from one batch of images x [B, C, H, W]."""
+        if self.weight_norm:
+            data_dependent_init(self, lambda: self.elbo(x, context=context))
 
     def importance_weights(
         self,
