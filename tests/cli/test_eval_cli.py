@@ -153,6 +153,7 @@ def test_the_nll_of_every_image_is_kept_and_gone_on_from(folder, monkeypatch, ca
     assert main([*words, "--nll_images", "0"]) == 0
     every = json.loads((reports(folder) / "evaluation.json").read_text())
     assert sum(measured) == 280 and every["images_by_group"]["nll"] == 300
+    assert every["values"]["nll_of_all"] == every["values"]["nll"] and "nll_of_all" not in every["errors"]
     assert abs(values["values"]["nll_of_all"] - every["values"]["nll"]) < 4 * values["errors"]["nll_of_all"]
     assert (folder / "kept" / "nll.csv").read_text().splitlines()[:22] == lines
 

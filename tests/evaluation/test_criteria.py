@@ -177,6 +177,12 @@ def test_the_published_likelihood(monkeypatch):
     assert few.met is None
     assert few.evidence == "not on the whole test set: 70.00 ± 0.20, K = 1,000 on 5 of 6; published 79.03"
     assert criteria.reached(test, None, None, 0, 0).met is None
+    assert criteria.reached(test, 70.0, 0.2, 5, 1000, (78.92, 0.05)).met is True
+    assert criteria.reached(test, 70.0, 0.2, 5, 1000, (79.14, 0.05)).met is False
+    near = criteria.reached(test, 70.0, 0.2, 5, 1000, (78.94, 0.05))
+    assert near.met is None and "78.94 ± 0.05 on all by difference, K = 1,000 on 5" in near.evidence
+    assert "too near to tell" in near.evidence
+    assert criteria.reached(images(5, name="binarized_mnist"), 70.0, 0.2, 3, 9, (1.0, 0.1)).met is None
     for other in (images(6), images(6, name="binarized_mnist", split="validation")):
         found = criteria.reached(other, 1.0, 0.1, 6, 10)
         assert found.met is None and "no number" in found.evidence
