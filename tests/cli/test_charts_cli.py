@@ -131,6 +131,14 @@ def test_the_rate_distortion_plane_holds_what_eval_measures(here, capsys, monkey
     assert (drawn[0].x, drawn[0].y) == pytest.approx((measured["rate"], measured["distortion"]))
 
 
+def test_one_model_may_be_chosen_by_an_option(here, capsys):
+    printed = []
+    for words in (["vae"], ["--model", "vae"]):
+        assert main(["viz", "rate-distortion", *words, "--count", "9", "--output", "out.png"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] and "vae: rate" in printed[0]
+
+
 def test_a_model_beside_itself_is_numbered(here, capsys):
     assert main(["viz", "rate-distortion", "vae", "vae", "--count", "9", "--output", "out.png"]) == 0
     assert "vae (2): rate" in capsys.readouterr().out
@@ -197,6 +205,8 @@ def test_images_without_labels_have_one_colour_and_it_is_said(here, capsys):
         ("training-curves --model vae --run outputs/tiny", "one of --model, --run and --config"),
         ("training-curves --run outputs/unlogged", "no logs/metrics.csv"),
         ("rate-distortion vae outputs/tiny", "different data"),
+        ("rate-distortion vae --model vae", "not both"),
+        ("rate-distortion --model vae --run outputs/tiny", "one of --model, --run and --config"),
         ("rate-distortion nothing", "no saved model at 'nothing'"),
         ("bits --model mnist-dynamic --data.name digits --data.binarize dynamic", "1x28x28 images"),
     ],

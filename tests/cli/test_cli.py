@@ -119,6 +119,8 @@ def test_newest_run_is_the_default_and_said(here, capsys):
         ("eval --run outputs/tiny --config tiny.yaml", "one of --model, --run and --config"),
         ("eval --run outputs/tiny --check", "no expected numbers"),
         ("eval --run outputs/tiny --nll_sample 3", "nll_samples"),
+        ("export programs --model nothing", "no saved model at 'nothing'"),
+        ("export outputs/tiny programs --run outputs/tiny", "not both"),
         ("eval outputs/nothing", "no saved model at 'outputs/nothing'"),
         ("eval outputs/tiny --run outputs/tiny", "not both"),
         ("eval outputs/tiny --only bound mgi", "no metric or group 'mgi': did you mean 'mig'?"),
@@ -182,6 +184,26 @@ def test_hints_are_never_what_was_typed(capsys):
     assert "did you mean" not in capsys.readouterr().err
     assert main(["train", "--config", "digits", "--model.prior_option", "{steps: 2}"]) == 2
     assert "did you mean 'prior_options'" in capsys.readouterr().err
+    assert main(["eval", "--code", "3"]) == 2
+    assert "'codes'" not in capsys.readouterr().err  # a constructor's, not this command's
+
+
+@pytest.mark.parametrize("option", ["--pixel-temperature", "--pixel_temperature"])
+def test_dashes_may_stand_for_underscores(here, option, capsys):
+    words = ["sample", "prior", "--run", "outputs/tiny", "--output", "out-put.png"]
+    assert main([*words, "--count=2", option, "0.5"]) == 0
+    assert "2 samples: out-put.png" in capsys.readouterr().out
+    assert main(["train", "--config", "tiny.yaml", "--trainer.max-epochs", "0", "--run.name", "x"]) == 2
+    assert "max_epochs must be at least 1" in capsys.readouterr().err
+
+
+def test_export_takes_a_model_like_other_commands(here, capsys):
+    assert main(["export", "newest"]) == 0
+    assert "using the newest run" in capsys.readouterr().out
+    assert main(["export", "named", "--run", "outputs/tiny"]) == 0
+    assert main(["export", "outputs/tiny", "word"]) == 0
+    for folder in ("newest", "named", "word"):
+        assert (here / folder / "export.json").read_text() == (here / "newest/export.json").read_text()
 
 
 def test_evaluation_of_the_first_images_alone(tmp_path, monkeypatch, capsys):

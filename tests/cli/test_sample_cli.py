@@ -275,3 +275,15 @@ def test_what_can_not_be_done_is_one_line(here, capsys, words, said):
     assert main(words.split()) == 2
     error = capsys.readouterr().err
     assert error.startswith("vlae: error: ") and error.count("\n") == 1 and said in error, error
+
+
+def test_attributes_are_words_of_one_option(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    vlae.ConditionalVAE(SHAPE, attributes=3, **VAE).save_pretrained("told")
+    told = []
+    for words in (["0.5", "-1", "2e-1"], ["[0.5,-1,0.2]"]):
+        assert main(["sample", "prior", "--model", "told", "--count", "2", "--attributes", *words]) == 0
+        told.append(np.load("told/samples/prior_samples.npz")["images"])
+    np.testing.assert_array_equal(*told)
+    assert main(["sample", "prior", "--model", "told", "--attributes", "1", "2"]) == 2
+    assert "3" in capsys.readouterr().err

@@ -366,6 +366,9 @@ def test_the_command_says_what_is_wrong(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     for words, reason in (
         (["nothing"], "no saved model"),
+        (["--model", "nothing"], "no saved model"),
+        (["--run", "nothing"], "is not a run"),
+        (["nothing", "--model", "nothing"], "not both"),
         (["--port", "70000"], "--port must be"),
         (["--max_upload", "0"], "--max_upload must be"),
     ):

@@ -186,6 +186,7 @@ def viz_rate_distortion(words: list[str]) -> int:
     parser.add_argument(
         "targets", type=str, nargs="*", help="run directories, saved models, pretrained names; else the newest run"
     )
+    add_choice(parser)
     add_data(parser)
     parser.add_argument("--count", type=int, default=1000, help="measure on so many images, at most")
     parser.add_argument("--seed", type=int, default=0, help="of all noise")
@@ -201,6 +202,8 @@ def viz_rate_distortion(words: list[str]) -> int:
     from vlae.evaluation.bounds import evaluate
     from vlae.figures.studies import Point, rate_distortion
 
+    if settings.targets and (settings.model or settings.run or settings.config):
+        raise VlaeError(f"give {' '.join(settings.targets)} or one of --model, --run and --config, not both")
     points: list[Point] = []
     directory, protocol, on = Path("outputs"), "", ""
     for target in settings.targets or [None]:
@@ -228,9 +231,9 @@ def viz_rate_distortion(words: list[str]) -> int:
 
 
 def _of_one(settings: Any, target: str | None) -> Any:
-    """The settings of one target."""
+    """The settings of one target; None: of the model that was chosen by an option, if any."""
     chosen = settings.clone()
-    chosen.target, chosen.model, chosen.run, chosen.config = target, None, None, None
+    chosen.target = target
     return take_target(chosen)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlae.cli.choices import add_target, parser_for
+from vlae.cli.choices import add_choice, add_target, check_one_choice, choose_run, parser_for, take_target
 from vlae.errors import VlaeError
 from vlae.training.configuration import parse
 
@@ -13,12 +13,14 @@ def explore(words: list[str]) -> int:
     """Serves a page with sliders over z, interpolation, completion by drawing, and what an image costs."""
     parser = parser_for("explore")
     add_target(parser)
+    add_choice(parser)
     parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; others than this: anyone")
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one")
     parser.add_argument("--open", type=bool, default=True, help="open the page in a browser; --no-open does not")
     parser.add_argument("--max_upload", type=float, default=5.0, help="MB of an uploaded picture")
     parser.add_argument("--data.root", type=str | None, default=None, help="where data sets are")
     settings = parse(parser, ["--open=false" if word == "--no-open" else word for word in words], flags=["--open"])
+    check_one_choice(take_target(settings))
     if not 0 < settings.max_upload <= 1000:
         raise VlaeError(f"--max_upload must be above 0 and at most 1000 (MB); got {settings.max_upload:g}")
     if not 0 <= settings.port <= 65535:
@@ -31,7 +33,8 @@ def explore(words: list[str]) -> int:
         raise VlaeError(f"the explorer needs {error.name}: pip install 'vlae[explore]'") from None
     from vlae.explorer.shelf import Shelf
 
-    shelf = Shelf(_given(settings.target), root=settings.data.root)
+    wanted = str(choose_run(settings)) if settings.run or settings.config else settings.model
+    shelf = Shelf(_given(wanted), root=settings.data.root)
     serve(shelf, settings.host, settings.port, settings.open, round(settings.max_upload * 1e6))
     return 0
 

@@ -37,7 +37,7 @@ def sample_prior(words: list[str]) -> int:
     parser.add_argument(
         "--output", type=str | None, default=None, help="PNG; the run's samples/prior_samples.png if not given"
     )
-    settings = parse(parser, words)
+    settings = parse(parser, words, lists=["--attributes"])
     from vlae import figures
     from vlae.sampling import prior_samples, save_array
 

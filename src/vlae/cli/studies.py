@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from vlae.cli.choices import parser_for
@@ -69,7 +68,6 @@ def experiment(words: list[str]) -> int:
     parser.add_argument("--table_only", type=bool, default=False, help="write the table of what is there")
     parser.add_argument("--dry_run", type=bool, default=False, help="plan and print, no more")
     flags = ["--list", "--overwrite", "--measure_again", "--table_only", "--dry_run"]
-    words = [re.sub("^--[a-z-]+", lambda key: "--" + key[0][2:].replace("-", "_"), word) for word in words]
     settings = parse(parser, words, flags=flags)
     from vlae.experiments import engine, study
 

@@ -102,11 +102,11 @@ def parse(parser: Any, words: list[str], flags: Sequence[str] = (), lists: Seque
     """Parses with jsonargparse; what it refuses becomes one line that names the key and what was expected.
 
     `flags` are options that may stand without a value, which means true: --resume. `lists` are options that take one
-    word or more, as in --dims 0 1 2.
+    word or more, as in --dims 0 1 2. In an option's name a dash may stand for an underscore: --nll-samples.
     """
     from jsonargparse import ArgumentError
 
-    words = gather(words, lists)
+    words = gather([underscored(word) for word in words], lists)
     follow = [*words, ""][1:]
     words = [
         f"{word}=true" if word in flags and after.lower() not in ("true", "false") else word
@@ -118,6 +118,17 @@ def parse(parser: Any, words: list[str], flags: Sequence[str] = (), lists: Seque
         files = [value for option, value in itertools.pairwise(words) if option == "--config"]
         where = f" (in {files[-1]} or on the command line)" if files else ""
         raise VlaeError(explain(str(error), parser) + where) from None
+
+
+def underscored(word: str) -> str:
+    """An option with underscores for the dashes in its name; any other word as it is.
+
+    Example:
+        >>> underscored("--nll-samples=64"), underscored("--run.name=my-run"), underscored("my-run")
+        ('--nll_samples=64', '--run.name=my-run', 'my-run')
+    """
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if name.startswith("--") else word
 
 
 def gather(words: Sequence[str], lists: Sequence[str]) -> list[str]:
@@ -191,7 +202,8 @@ def explain(message: str, parser: Any) -> str:
     text = text.replace("Parser key ", "").replace("Problem with given class_path ", "in ").replace(": - ", ": ")
     unknown = re.search(r"(?:Option|Key|key|arguments:) ['\"-]*([\w.]+)['\"]?(?: is not|$| )", text)
     if unknown and re.search("not accepted|not expected|nrecognized", text):
-        names = {action.dest.rsplit(".", 1)[-1]: None for action in parser._actions} | dict.fromkeys(model_options())
+        names = {action.dest.rsplit(".", 1)[-1]: None for action in parser._actions}
+        names |= dict.fromkeys(model_options()) if "objective" in names else {}  # of what a configuration builds
         # Of what follows a dot too: --model.prior_option '{steps: 2}' is read as prior_option.steps.
         parts = [part for part in unknown[1].split(".")[-2:] if part not in names]
         close = [match for part in parts for match in difflib.get_close_matches(part, names, n=1)]
