@@ -21,7 +21,7 @@ from vlae.distributions.likelihoods import Factorised, Likelihood
 from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.distributions.priors import StandardNormalPrior
 from vlae.errors import VlaeError
-from vlae.evaluation import doctor, model_checks, training_checks
+from vlae.evaluation import doctor, evaluate, model_checks, training_checks
 from vlae.evaluation.aggregate import SATURATED
 from vlae.evaluation.case import Case, LeftOut
 from vlae.evaluation.evidence import Exchange, Outside, marginal_exchange
@@ -169,6 +169,21 @@ def test_idle_units_are_no_disease(data):
         model.decoder.weight[1:] = 0
     finding = only(doctor.diagnose(model, data), "collapse")
     assert finding.severity == "ok" and "1 of 4 units" in finding.evidence and "normal" in finding.evidence
+
+
+def test_a_level_of_a_ladder_that_carries_nothing_is_noticed(data):
+    torch.manual_seed(0)
+    model = vlae.LadderVAE((1, SIDE, SIDE), latent_dims=(4, 2), widths=[8], hidden=8, likelihood="gaussian")
+    with torch.no_grad():
+        measured = evaluate(model, in_batches(data.tensor()))
+    assert len(measured.rate_per_level) == 2
+    case = Case(model, data, measured)
+    alive = replace(measured, rate=10.0, rate_bits=14.4, shuffled_gap=50.0, rate_per_level=[9.0, 1.0])
+    for levels, severity in (([9.0, 1.0], "ok"), ([9.98, 0.02], "notice")):
+        case.evaluation = replace(alive, rate_per_level=levels)
+        finding = model_checks.collapse(case)
+        assert finding.severity == severity
+        assert ("z_2 (0.03 bits) carries nothing" in finding.evidence) == (severity == "notice")
 
 
 def test_weights_that_are_not_numbers(data):

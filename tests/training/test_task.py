@@ -1,5 +1,6 @@
 """The optimiser's schedule, the guard against bad steps, reports and warnings."""
 
+import csv
 import math
 from dataclasses import replace
 
@@ -9,10 +10,12 @@ import torch
 
 from vlae.data import Batches, ImageDataset
 from vlae.errors import VlaeError
-from vlae.models import VAE
+from vlae.evaluation import BITS
+from vlae.evaluation.collapse import levels_warning
+from vlae.models import VAE, LadderVAE
 from vlae.objectives import ELBO
 from vlae.training import run
-from vlae.training.callbacks import AveragedWeights, collapse_warning, write_row
+from vlae.training.callbacks import AveragedWeights, EpochReport, collapse_warning, write_row
 from vlae.training.task import BadStepGuard, OptimizerSettings, Task, step_seed
 
 
@@ -160,6 +163,39 @@ def test_collapse_warning_says_what_to_change():
     assert "0.14 bits" in message
     assert "free bits" in message
     assert "annealing" in message
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (lambda: LadderVAE((1, 4, 4), latent_dims=(3, 2), widths=[8], hidden=4), ["level_1", "level_2"]),
+        (
+            lambda: VAE((1, 4, 4), architecture="conv", widths=[4], latent_maps=3),
+            ["channel_1", "channel_2", "channel_3"],
+        ),
+        (lambda: None, []),
+    ],
+)
+def test_the_rate_of_each_group_is_reported(model, names, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="vlae.training"):
+        fit(small_task(model()), callbacks=[EpochReport(tmp_path / "metrics.csv")])
+    with (tmp_path / "metrics.csv").open() as file:
+        row = {key: float(value) for key, value in next(csv.DictReader(file)).items()}
+    found = {key.removeprefix("validation/bits_"): row[key] for key in row if key.startswith("validation/bits_")}
+    assert list(found) == names
+    if names:
+        assert sum(found.values()) / BITS == pytest.approx(row["validation/rate"], rel=1e-5)
+        kind = names[0].partition("_")[0]
+        assert f"bits per {kind} {' '.join(f'{found[name]:.1f}' for name in names)} |" in caplog.text
+
+
+def test_a_level_that_carries_nothing_is_warned_of():
+    task = small_task(LadderVAE((1, 4, 4), latent_dims=(3, 2, 2), widths=[8], hidden=4))
+    assert levels_warning([9.0, 0.1, 0.2], task.model, task.objective) is None
+    assert levels_warning([], task.model, task.objective) is None
+    message = levels_warning([9.0, 0.04, 0.0], task.model, task.objective)
+    assert message.startswith("z_2 (0.04 bits) and z_3 (0.00 bits) carry nothing: ") and "annealing beta" in message
+    assert "z_2 (0.04 bits) carries nothing" in levels_warning([9.0, 0.04], task.model, task.objective)
 
 
 def test_metrics_file_replaces_rows_of_a_resumed_epoch(tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vlae.evaluation.information import BITS
 from vlae.models.base import LatentVariableModel
 from vlae.objectives import ELBO, GECO, Capacity, Objective, SoftFreeBits, WithTerms
 
+DEAD_BITS = 0.1  # of a ladder's level: it is the level below that chooses to ignore it
 COLLAPSED_BITS = 1.0  # under one bit an image, the code does not even tell two halves of the data apart
 
 
@@ -54,6 +57,18 @@ def collapse_warning(rate: float, model: LatentVariableModel, objective: Objecti
     if not is_collapsed(rate, model):
         return None
     return f"{collapse_evidence(rate, model)}. Try {collapse_advice(model, objective)}."
+
+
+def dead_levels(bits: Sequence[float]) -> str:
+    """Which levels of a ladder, of these rates in bits, z_1 first, carry nothing; "" where all carry something."""
+    dead = [f"z_{number} ({value:.2f} bits)" for number, value in enumerate(bits, 1) if value < DEAD_BITS]
+    return f"{' and '.join(dead)} carr{'y' if len(dead) > 1 else 'ies'} nothing" if dead else ""
+
+
+def levels_warning(bits: Sequence[float], model: LatentVariableModel, objective: Objective) -> str | None:
+    """What to change when levels of a ladder, of these rates in bits, carry nothing; None where none does."""
+    dead = dead_levels(bits)
+    return f"{dead}: the levels below do without. Try {collapse_advice(model, objective)}." if dead else None
 
 
 def innermost(objective: Objective) -> tuple[Objective, str]:

@@ -27,6 +27,28 @@ def noise_means(model: LatentVariableModel, x: Tensor, context: Tensor | None = 
     return model.prior(**told).noise_of(means)
 
 
+def bits_of_groups(model: LatentVariableModel, bits: Tensor) -> dict[str, float]:
+    """The rate of each group of latent dimensions in bits, by name: levels of a ladder, channels of latent maps.
+
+    Args:
+        model: which one; a vector z is one group, whose rate is the whole, and discrete codes have none.
+        bits: of each dimension, shaped like `Bound.rate_per_dimension` without the batch.
+
+    Example:
+        >>> from vlae import LadderVAE
+        >>> model = LadderVAE((1, 8, 8), latent_dims=(2, 1), hidden=4)
+        >>> bits_of_groups(model, torch.tensor([1.0, 2.0, 0.5]))
+        {'level_1': 3.0, 'level_2': 0.5}
+    """
+    shape = model.latent_shape
+    if shape and isinstance(shape[0], tuple):
+        parts = bits.split([math.prod(level) for level in shape])
+        return {f"level_{number}": part.sum().item() for number, part in enumerate(parts, 1)}
+    if len(shape) == 3:
+        return {f"channel_{number}": part.sum().item() for number, part in enumerate(bits, 1)}
+    return {}
+
+
 class LatentStatistics:
     """Streaming statistics of the code over a data set: rate per dimension and the variance of the posterior means.
 

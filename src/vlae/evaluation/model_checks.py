@@ -13,7 +13,7 @@ from torch import nn
 
 from vlae.evaluation.aggregate import SATURATED
 from vlae.evaluation.case import NOTICE, OK, PROBLEM, Case, Finding, LeftOut, times
-from vlae.evaluation.collapse import collapse_advice, collapse_evidence, geco_target, is_collapsed
+from vlae.evaluation.collapse import collapse_advice, collapse_evidence, dead_levels, geco_target, is_collapsed
 from vlae.evaluation.evidence import Periodic, periodic_energy
 from vlae.evaluation.information import BITS
 from vlae.evaluation.quality import sharpness
@@ -87,6 +87,9 @@ def collapse(case: Case) -> Finding:
         return Finding("collapse", PROBLEM, evidence, f"try {_advice_on_collapse(case)}", values)
     if found.active_units is not None and found.active_units < found.latent_dim:
         units += " (that the others are idle is normal: they cost nothing)"
+    if dead := dead_levels([level * BITS for level in found.rate_per_level]):
+        evidence = f"{dead}: the levels below do without; the code costs {bits}, and {shuffled}{units}"
+        return Finding("collapse", NOTICE, evidence, f"try {_advice_on_collapse(case)}", values)
     if rate * BITS < LITTLE_BITS:
         evidence = f"the code carries little: its rate is {bits}, under {LITTLE_BITS:g} bits; {shuffled}{units}"
         return Finding("collapse", NOTICE, evidence, f"try {_advice_on_collapse(case)}", values)

@@ -101,13 +101,19 @@ class EpochReport(Callback):
             write_row(self.csv_path, row)
             model = pl_module.model
             logger.info(epoch_line(row, trainer.max_epochs, model.latent_size, model.has_bound))
-            if warning := collapse_warning(metrics.get("validation/rate", math.inf), pl_module):
+            warning = collapse_warning(metrics.get("validation/rate", math.inf), pl_module)
+            if warning := warning or collapse.levels_warning(groups(row, "level"), model, pl_module.objective):
                 logger.warning(warning)
 
 
+def groups(row: dict[str, float], kind: str) -> list[float]:
+    """The validation rates in bits of a ladder's levels or of latent maps' channels, in order; empty without any."""
+    return [value for name, value in row.items() if name.startswith(f"validation/bits_{kind}_")]
+
+
 def epoch_line(row: dict[str, float], max_epochs: int | None, latent_dim: int, has_bound: bool = True) -> str:
-    """One epoch in one line: distortion, rate in nats and bits, -ELBO, active units or perplexity, speed, skipped
-    steps.
+    """One epoch in one line: distortion, rate in nats and bits, -ELBO, bits of each level or channel, active units or
+    perplexity, speed, skipped steps.
 
     Without a bound the distortion stands alone.
     """
@@ -122,6 +128,8 @@ def epoch_line(row: dict[str, float], max_epochs: int | None, latent_dim: int, h
                 f"{stage}: distortion {distortion:.2f} + rate {rate:.2f} nats ({rate * BITS:.1f} bits) "
                 f"= -ELBO {-row[f'{stage}/elbo']:.2f}"
             )
+    rates = {kind: " ".join(f"{rate:.1f}" for rate in groups(row, kind)) for kind in ("level", "channel")}
+    parts += [f"bits per {kind} {each}" for kind, each in rates.items() if each]
     if "validation/active_units" in row:
         parts.append(f"active units {row['validation/active_units']:.0f}/{latent_dim}")
     if "validation/perplexity" in row:

@@ -17,6 +17,7 @@ from vlae import processes
 from vlae.data import Batch
 from vlae.errors import VlaeError
 from vlae.evaluation import LatentStatistics, keyed_generators, noise_means
+from vlae.evaluation.information import bits_of_groups
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.objectives import Objective
 from vlae.training.checkpoints import FORMAT
@@ -222,6 +223,9 @@ class Task(pl.LightningModule):
         for name in ("active_units", "perplexity"):  # perplexity is of discrete codes, active units of all others
             if (value := getattr(every, name)) is not None:
                 metrics[f"validation/{name}"] = float(value)
+        if every.count:
+            groups = bits_of_groups(self.model, every.bits_per_dimension)
+            metrics |= {f"validation/bits_{name}": bits for name, bits in groups.items()}
         self.log_dict(metrics)  # the same in all processes
 
     def on_train_start(self) -> None:
