@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,14 @@ def test_the_version_is_written_in_one_place():
     assert (ROOT / project["tool"]["hatch"]["version"]["path"]).samefile(ROOT / "src" / "vlae" / "__init__.py")
     assert "version" not in yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert re.fullmatch(r"\d+\.\d+\.\d+", vlae.__version__)
+
+
+def test_every_room_is_there_after_the_import():
+    code = "import sys, vlae; assert 'lightning' not in sys.modules; vlae.objectives.ELBO; vlae.figures.save"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert "evaluation" in dir(vlae) and vlae.evaluation.evaluate is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = vlae.nothing
 
 
 def test_the_changelog_begins_with_this_version_and_goes_back_in_time():

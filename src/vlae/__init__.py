@@ -1,5 +1,8 @@
 """vlae: Variational Lossy Autoencoders in PyTorch."""
 
+import importlib
+from typing import Any
+
 from vlae import codec, data, distributions, nn, sampling
 from vlae.errors import VlaeError
 from vlae.models import (
@@ -35,3 +38,16 @@ __all__ = [
     "nn",
     "sampling",
 ]
+
+# Imported when they are first used: they bring Lightning and matplotlib, which many a script does without.
+_LATER = ("evaluation", "experiments", "explorer", "figures", "models", "objectives", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f"vlae.{name}")
+    raise AttributeError(f"module 'vlae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -118,6 +118,25 @@ def test_a_model_comes_back_as_it_was_pushed(server, tiny_vae):
     assert "holds a VAE, not a VLAE" in refusal(lambda: vlae.VLAE.from_pretrained("org/name"))
 
 
+def test_options_of_the_client_are_passed_on(server, tiny_vae, tmp_path):
+    published(server, tiny_vae())
+    elsewhere = {"revision": "main", "cache_dir": tmp_path / "cache", "token": "hf_" + "y" * 34}
+    assert isinstance(vlae.VAE.from_pretrained("org/name", **elsewhere), vlae.VAE)
+    assert any((tmp_path / "cache").rglob("model.safetensors"))
+    server.asked.clear()
+    for name in ("org/name", "hf:org/name"):
+        vlae.VAE.from_pretrained(name, cache_dir=tmp_path / "cache", local_files_only=True)
+    assert not server.asked
+    assert "not in the cache" in refusal(
+        lambda: vlae.VAE.from_pretrained("org/name", cache_dir=tmp_path / "empty", local_files_only=True)
+    )
+    assert "no such revision" in refusal(lambda: vlae.VAE.from_pretrained("org/name", revision="v9"))
+    tiny_vae().save_pretrained(tmp_path / "mine")
+    assert "is not on the Hub: revision" in refusal(
+        lambda: vlae.VAE.from_pretrained(tmp_path / "mine", revision="main")
+    )
+
+
 def test_the_model_card_says_what_the_hub_shows_and_searches_by(server, tiny_vae, tiny_vlae):
     from huggingface_hub import ModelCard
 

@@ -29,8 +29,10 @@ def repository_of(name: str) -> tuple[str, str | None] | None:
     return (found["repo"], found["revision"]) if found else None
 
 
-def download(name: str, files: Sequence[str]) -> Path:
+def download(name: str, files: Sequence[str], **client: Any) -> Path:
     """The directory, in the Hub's own cache, of these files of the repository `org/name` or `org/name@revision`.
+
+    `client` are options of its client's `hf_hub_download`: token, cache_dir, local_files_only.
 
     Raises:
         VlaeError: no such repository, revision or file, no network and nothing in the cache, or no client.
@@ -42,10 +44,10 @@ def download(name: str, files: Sequence[str]) -> Path:
     with _speaking_with_the_hub(f"{repository} could not be fetched from the Hub"):
         from huggingface_hub import hf_hub_download
 
-        paths = [Path(hf_hub_download(repository, file, revision=revision)) for file in files[:1]]
+        paths = [Path(hf_hub_download(repository, file, revision=revision, **client)) for file in files[:1]]
         # All files of the one commit that the first came from: the branch may move in between.
         commit = paths[0].parent.name
-        paths += [Path(hf_hub_download(repository, file, revision=commit)) for file in files[1:]]
+        paths += [Path(hf_hub_download(repository, file, revision=commit, **client)) for file in files[1:]]
     return paths[0].parent
 
 

@@ -113,11 +113,39 @@ class Savable(nn.Module):
         return path
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str]) -> Self:
-        """Loads a saved model of this class from a directory, a pretrained name, or the Hub ("org/name")."""
-        if not Path(path).exists() and hub.repository_of(str(path)):
-            path = f"{hub.PREFIX}{path}"
-        model = load(path)
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Loads a saved model of this class from a directory, a pretrained name, or the Hub ("org/name").
+
+        Args:
+            path: where it is; what is there as a path is not looked up on the Hub.
+            revision: branch, tag or commit on the Hub; None is the main branch.
+            token: to read a private repository with; None takes that of `hf auth login`.
+            cache_dir: where downloads are kept; None is the Hub's own cache.
+            local_files_only: take what was downloaded before, without asking.
+
+        Raises:
+            VlaeError: nothing there, not of this class, damaged; or options of the Hub for what is not on it.
+        """
+        client = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only or None}
+        client = {name: value for name, value in client.items() if value is not None}
+        where, name = Path(path), str(path).removeprefix(hub.PREFIX)
+        if not where.exists() and hub.repository_of(name):
+            named = name if revision is None else f"{name}@{revision}"
+            where = hub.download(named, (CONFIG, WEIGHTS), **client)
+        elif revision is not None or client:
+            given = ["revision"] * (revision is not None) + list(client)
+            raise VlaeError(f"{path} is not on the Hub: {given[0]} is for a model there, ORGANISATION/NAME")
+        else:
+            where = locate(path)
+        model = load(where)
         if not isinstance(model, cls):
             raise VlaeError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}: use vlae.load")
         return model
