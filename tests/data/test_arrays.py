@@ -115,3 +115,13 @@ def test_torch_datasets_that_cannot_be_used():
             ImageDataset.from_any(Broken(items))
     with pytest.raises(VlaeError, match="needs __len__"):
         ImageDataset.from_any(Endless())
+
+
+def test_unsigned_tensors_are_taken_like_arrays():
+    x = torch.tensor([0, 255, 7, 1], dtype=torch.uint16).reshape(1, 1, 2, 2)
+    assert ImageDataset.from_any(x).images.flatten().tolist() == [0, 255, 7, 1]
+
+
+def test_half_levels_are_refused():
+    with pytest.raises(VlaeError, match="integer from 2 to 256"):
+        ImageDataset.from_any(torch.rand(2, 2, 2), levels=2.5)

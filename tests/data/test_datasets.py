@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
-from vlae.data import ImageDataset, load, names
+from vlae.data import Batches, ImageDataset, load, names
 from vlae.errors import VlaeError
 
 
@@ -201,10 +202,37 @@ def test_labels_of_any_origin():
         labels = ImageDataset.from_any(x, labels=given).labels
         assert labels.dtype == torch.int64
         assert labels.tolist() == [2, 0, 1]
-    for given in ([0, float("nan"), 1], [0.0, 1.5, 2.0], [0.0, float("inf"), 2.0], ["a", "b", "c"], [None, 1, 2]):
+    for given in (
+        [0, float("nan"), 1],
+        3,
+        [[0, 1], [1, 2], [2, 3]],
+        [0.0, 1.5, 2.0],
+        [0.0, float("inf"), 2.0],
+        ["a", "b", "c"],
+        [None, 1, 2],
+    ):
         with pytest.raises(VlaeError, match="labels must be integers") as error:
             ImageDataset.from_any(x, labels=given)
         assert "\n" not in str(error.value)
+
+
+def test_labels_of_a_dataset_are_held_to_the_same():
+    x = torch.rand(3, 1, 2, 2)
+    assert ImageDataset.from_any(TensorDataset(x, torch.tensor([2.0, 0.0, 1.0]))).labels.tolist() == [2, 0, 1]
+    for given in (torch.tensor([0.5, 1.9, -2.7]), torch.zeros(3, 2)):
+        with pytest.raises(VlaeError, match="labels must be integers"):
+            ImageDataset.from_any(TensorDataset(x, given))
+
+
+def test_one_draw_stands_for_all_visits():
+    grey = ImageDataset.from_any(torch.rand(40, 1, 4, 4), split="train", binarize="dynamic")
+    fixed = grey.drawn()
+    assert torch.equal(fixed.tensor(), grey.tensor()) and "fixed draw" in fixed.protocol
+    for size in (7, 40):
+        images = torch.cat([batch.images for batch in Batches(fixed, size)])
+        assert torch.equal(images, grey.tensor())
+    held = ImageDataset.from_any(torch.rand(4, 1, 4, 4), split="test", binarize="dynamic")
+    assert held.drawn() is held and grey.binarized(None).drawn().binarize is None
 
 
 def test_factors_that_do_not_fit():

@@ -186,3 +186,9 @@ def test_bins_and_widths_are_those_asked_for():
 def test_a_spline_flow_says_why_it_can_not_be_scanned():
     with pytest.raises(VlaeError, match=r"not normal under a spline flow.*autoregressive_mixture"):
         SplineFlowPrior(3, order="same")().scan(lambda sites, conditional: conditional.mean, 1)
+
+
+def test_no_steps_are_the_standard_normal():
+    prior, z = AutoregressiveFlowPrior(3, steps=0)(), torch.randn(5, 3)
+    torch.testing.assert_close(prior.log_prob(z), torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1))
+    assert prior.conditionals(z) is not None

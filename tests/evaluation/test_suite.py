@@ -343,3 +343,14 @@ def test_faint_copies_in_idle_dimensions_do_not_count(monkeypatch):
     result = measure(make("VAE"), test, None, Settings(only=("disentanglement",), **SMALL))
     assert result.values["mig"] == 1.0 and result.values["dci_completeness"] == pytest.approx(1)
     assert any("2 of their dimensions varying" in note for note in result.notes)
+
+
+def test_images_that_training_draws_anew_are_drawn_once(judge):
+    data = ImageDataset.from_any(torch.rand(40, 1, 8, 8), split="train", binarize="dynamic")
+    torch.manual_seed(0)
+    model = vlae.VAE((1, 8, 8), latent_dim=2, architecture="mlp", widths=[6]).double()
+    values = [
+        measure(model, data, settings=Settings(only=("bound",), batch_size=size)).values["distortion"]
+        for size in (7, 40)
+    ]
+    assert values[0] == pytest.approx(values[1], abs=1e-10)

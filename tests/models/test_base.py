@@ -274,6 +274,7 @@ def test_bad_counts_are_refused(tiny_vae, binary):
         lambda: model.sample(0),
         lambda: model.sample(-1),
         lambda: model.sample(1, temperature=-1.0),
+        lambda: model.sample(1, temperature=float("nan")),
         lambda: model.sample(1, pixel_temperature=0.0),
         lambda: model.sample(1, pixel_temperature=float("nan")),
     ):
@@ -300,3 +301,9 @@ def test_latents_of_another_shape_are_refused(shape, tiny_vlae):
     model = tiny_vlae(latent_dim=4)
     with pytest.raises(VlaeError, match=r"latents of shape \[B, 4\]"):
         model.decode(torch.zeros(shape, dtype=torch.float64))
+
+
+def test_gradients_are_as_they_were_between_two_chunks_of_weights(tiny_vae, binary):
+    weights = tiny_vae().log_weights(binary(2), samples=5, chunk=4)
+    assert not next(weights).requires_grad
+    assert torch.is_grad_enabled()

@@ -133,3 +133,16 @@ def test_a_program_that_differs_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(VlaeError, match="differs from the model"):
         export(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("sigma", [None, 0.25, "optimal", "pixel"])
+def test_the_scale_that_no_output_holds_is_in_the_description(tmp_path, sigma):
+    options = {"architecture": "mlp", "widths": [4], "likelihood": "gaussian", "likelihood_options": {"sigma": sigma}}
+    torch.manual_seed(0)
+    model = vlae.VAE((1, 4, 4), latent_dim=2, **options).eval()
+    export(model, tmp_path)
+    about = json.loads((tmp_path / "export.json").read_text())["likelihood"]
+    assert ("sigma" in about) == (sigma != "pixel")
+    if sigma != "pixel":
+        scale = model.likelihood(torch.zeros(1, 1)).sigma
+        assert about["sigma"] == pytest.approx(scale.item(), rel=1e-6)

@@ -10,6 +10,7 @@ import torch
 import vlae
 from vlae import VlaeError
 from vlae.models import saving
+from vlae.models.saving import trained_on
 
 MODELS = {
     "vae": lambda vae, vlae: vae(architecture="conv", widths=[4], flow_steps=2),
@@ -294,3 +295,21 @@ def test_a_directory_with_a_configuration_of_something_else_is_not_replaced(tmp_
         tiny_vae().save_pretrained(tmp_path / "project")
     assert (tmp_path / "project" / "thesis.tex").read_text() == "years"
     assert (tmp_path / "project" / "config.json").read_text() == text
+
+
+def test_metadata_that_cannot_be_of_a_data_set_are_said(tiny_vae):
+    model = tiny_vae()
+    for own in (None, "digits", 3):
+        model.metadata = {"data": own}
+        assert trained_on(model) == {}
+    for own in ({"name": 3}, {"name": "digits", "options": 3}, {"name": "digits", "root": 7}):
+        model.metadata = {"data": own}
+        with pytest.raises(VlaeError, match=r"metadata say data\.") as caught:
+            trained_on(model)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_nested_without_end_is_refused(saved):
+    (saved / "config.json").write_text("[" * 200_000)
+    with pytest.raises(VlaeError, match="not the configuration of a saved model"):
+        vlae.load(saved)

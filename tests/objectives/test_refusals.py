@@ -9,11 +9,14 @@ from vlae.objectives import (
     ELBO,
     GECO,
     IWAE,
+    Adversarial,
     Capacity,
+    Contrastive,
     InfoVAE,
     LaggingInference,
     LatentNoise,
     Linear,
+    Perceptual,
     SoftFreeBits,
     WithTerms,
 )
@@ -144,3 +147,36 @@ def test_advice_under_terms_is_taken_by_the_command_line(inner):
     words = advice.split("free bits (")[1].split(")")[0].split()
     taken = configuration.parse(configuration.train_parser(), [*noise, *words]).objective.init_args.objective.init_args
     assert taken.free_nats == 8
+
+
+def factorised(**options):
+    return vlae.VAE(SHAPE, latent_dim=2, architecture="mlp", widths=[8], **options)
+
+
+@pytest.mark.parametrize(
+    ("objective", "model", "reason"),
+    [
+        (IWAE(), vqvae, "continuous z"),
+        (IWAE(), dae, "no density of z"),
+        (IWAE(), optimal, "optimal"),
+        (InfoVAE(), vqvae, "continuous z"),
+        (InfoVAE(), dae, "no prior density"),
+        (LaggingInference(), lambda: vlae.PixelCNN(SHAPE, decoder_layers=0), "no inference network"),
+        (WithTerms([LatentNoise()]), vqvae, "continuous z"),
+        (WithTerms([Contrastive()]), vqvae, "continuous z"),
+        (WithTerms([Contrastive()]), dae, r"q\(z\|x\)"),
+        (WithTerms([Perceptual()]), lambda: vlae.VLAE(SHAPE, encoder_widths=[4], decoder_layers=0), "mean image"),
+        (WithTerms([Adversarial()]), lambda: vlae.VLAE(SHAPE, encoder_widths=[4], decoder_layers=0), "mean image"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(objective, model, reason):
+    with pytest.raises(VlaeError, match=reason):
+        objective.check(model())
+    objective.check(factorised())  # and this can
+
+
+def test_nothing_is_trained_on_held_out_images(tmp_path):
+    data, trainer = run.DataSettings("digits", binarize="threshold", split="test"), run.TrainerSettings(max_epochs=1)
+    with pytest.raises(VlaeError, match=r"train or train\+validation"):
+        run.train(factorised(), ELBO(), OptimizerSettings(), data, trainer, tmp_path / "run", "new")
+    assert not (tmp_path / "run").exists()

@@ -65,7 +65,8 @@ def test_a_context_is_one_for_all_or_one_each(binary):
     model = vlae.ConditionalVAE((1, 5, 4), latent_dim=3, classes=4, architecture="mlp", widths=[6]).double().eval()
     z = torch.randn(1, 3, dtype=torch.float64).expand(3, -1)
     each = decode(model, z, drawn=False, context=torch.tensor([1, 1, 2]))
-    assert torch.equal(each[0], each[1]) and not torch.equal(each[0], each[2])
+    torch.testing.assert_close(each[0], each[1])
+    assert not torch.allclose(each[0], each[2])
     torch.testing.assert_close(decode(model, z, drawn=False, context=torch.tensor(2))[0], each[2])
     with pytest.raises(VlaeError, match="conditional"):
         decode(model, z)

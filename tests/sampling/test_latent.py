@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from vlae import VAE, VlaeError
-from vlae.sampling import decompressions, prior_samples, save_array
+from vlae.sampling import complete, decompressions, prior_samples, save_array
 
 
 def test_requested_counts_are_the_used_ones(tiny_vlae):
@@ -39,3 +39,20 @@ def test_array_holds_the_pixels(tmp_path):
     images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
     path = save_array(images, tmp_path / "new" / "x.npz")
     assert np.load(path)["images"].flatten().tolist() == [0, 255]
+
+
+def test_what_lies_outside_of_0_and_1_is_cut(tmp_path):
+    path = save_array(torch.tensor([-0.4, 1.2]).view(2, 1, 1, 1), tmp_path / "x.npz")
+    assert np.load(path)["images"].flatten().tolist() == [0, 255]
+
+
+def test_completions_by_a_density_are_images(tiny_vlae):
+    model = tiny_vlae((1, 6, 6), likelihood="gaussian")
+    mask = torch.zeros(1, 1, 6, 6, dtype=torch.bool)
+    mask[:, :, :3] = True
+    drawn = model.decode(torch.zeros(8, *model.latent_shape).double()).sample(
+        generator=torch.Generator().manual_seed(0)
+    )
+    assert drawn.min() < 0  # it is a density on all numbers
+    images = complete(model, torch.zeros(4, 1, 6, 6).double(), mask, candidates=4, rounds=1).images
+    assert images.min() >= 0 and images.max() <= 1 and images.max() > 0

@@ -114,3 +114,11 @@ def test_what_can_not_be_traversed_is_refused(tiny_vae, binary):
         dimension_rates(vlae.DenoisingAutoencoder((1, 5, 4), architecture="mlp").double(), x)
     with pytest.raises(VlaeError, match="discrete codes"):
         prior_quantiles(vlae.VQVAE((1, 8, 8), widths=[4]), [0], P)
+
+
+def test_a_prior_that_looks_at_images_is_used_in_eval_mode():
+    model = vlae.VAE((1, 8, 8), latent_dim=2, architecture="conv", widths=[4], prior="vamp").train()
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    traverse_noise(model, torch.zeros(2), 0, torch.tensor([-1.0, 1.0]))
+    assert before and all(torch.equal(before[name], value) for name, value in model.named_buffers())
+    assert model.training

@@ -97,3 +97,12 @@ def test_the_configuration_kept_says_how_to_train_and_not_what_was_overwritten(t
     assert "resume: false" in kept and "overwrite: false" in kept and "name: mine" in kept
     assert main(["train", "--config", "outputs/mine/config.yaml"]) == 2  # it exists
     assert "the run outputs/mine exists" in capsys.readouterr().err
+
+
+def test_a_run_that_was_set_aside_is_not_trained_into(old):
+    """A process killed while it overwrote leaves the old run aside; the next one puts it back before anything else."""
+    place = run.aside(old)
+    old.rename(place)
+    with pytest.raises(VlaeError, match="exists"), run.room_for(old, resume=False, overwrite=False):
+        pass
+    assert (place / "config.yaml").read_text() == "old" and not old.exists()

@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from vlae.errors import VlaeError
-from vlae.models import VLAE, load
-from vlae.objectives import ELBO, Linear, SoftFreeBits
+from vlae.models import VAE, VLAE, load
+from vlae.objectives import ELBO, Adversarial, Linear, SoftFreeBits, WithTerms
 from vlae.training import run
 from vlae.training.task import OptimizerSettings
 
@@ -148,3 +148,27 @@ def test_damaged_checkpoint_is_one_clear_line(tmp_path, monkeypatch, damage):
     with pytest.raises(VlaeError, match="not a whole checkpoint") as error:
         run.read_checkpoint(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_discriminator_is_resumed_in_the_precision_of_the_training(tmp_path, monkeypatch):
+    """Its optimiser's averages are float64 as its weights are, whether the run is new or goes on."""
+
+    def go(name, epochs, resume=False):
+        torch.manual_seed(1)
+        return run.train(
+            VAE((1, 8, 8), latent_dim=2, architecture="mlp", widths=[8]),
+            WithTerms([Adversarial(1.0, channels=4, stages=1)]),
+            OptimizerSettings("adam", lr=0.01, schedule="constant"),
+            run.DataSettings("digits", binarize="threshold", batch_size=32, limit=64, validation_limit=16),
+            run.TrainerSettings(max_epochs=epochs, precision="64-true", accelerator="cpu", progress_bar=False),
+            tmp_path / name,
+            config="",
+            resume=resume,
+        )
+
+    go("whole", 2)
+    go("cut", 1)
+    go("cut", 2, resume=True)
+    whole, cut = (run.read_checkpoint(tmp_path / name / "ckpts" / "last.ckpt") for name in ("whole", "cut"))
+    assert any("discriminator" in key for key in whole["state_dict"])
+    assert same(whole["state_dict"], cut["state_dict"])

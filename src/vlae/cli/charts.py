@@ -200,6 +200,7 @@ def viz_rate_distortion(words: list[str]) -> int:
     from vlae import figures
     from vlae.evaluation import codes
     from vlae.evaluation.bounds import evaluate
+    from vlae.evaluation.passes import batches_of
     from vlae.figures.studies import Point, rate_distortion
 
     if settings.targets and (settings.model or settings.run or settings.config):
@@ -218,7 +219,7 @@ def viz_rate_distortion(words: list[str]) -> int:
                 "--data.name and --data.binarize"
             )
         protocol, on = data.protocol, _images(data)
-        found = evaluate(model, partial(codes.batches_of, model, data), seed=settings.seed)
+        found = evaluate(model, partial(batches_of, model, data), seed=settings.seed)
         assert found.rate is not None
         points.append(Point(_unused(name, [p.name for p in points]), found.distortion, found.rate))
         print(f"{points[-1].name}: rate {found.rate:.3f}, distortion {found.distortion:.3f}, "

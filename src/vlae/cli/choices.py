@@ -123,9 +123,10 @@ def choose_context(settings: Any, model: Any, count: int) -> Any:
 
 def data_settings(settings: Any, model: Any) -> Any:
     """Which data were asked for, as `DataSettings`; what is not said comes from the model's own training data."""
+    from vlae.models.saving import trained_on
     from vlae.training.run import DataSettings
 
-    own, asked = model.metadata.get("data", {}), settings.data
+    own, asked = trained_on(model), settings.data
     name = asked.name or own.get("name")
     if name is None:
         raise VlaeError("this model does not say what it was trained on: give --data.name")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from vlae.data.sources import one_line
 from vlae.errors import VlaeError
 
 
@@ -25,8 +26,8 @@ def to_levels(x: Tensor | np.ndarray, levels: int | None = None) -> tuple[Tensor
         VlaeError: another shape, NaN or values out of range.
     """
     x = _shaped(_as_tensor(x))
-    if levels is not None and not 2 <= levels <= 256:
-        raise VlaeError(f"levels={levels}: expected 2 to 256")
+    if levels is not None and (levels != int(levels) or not 2 <= levels <= 256):
+        raise VlaeError(f"levels={levels}: expected an integer from 2 to 256")
     real = x.is_floating_point()
     if real and not bool(torch.isfinite(x).all()):
         raise VlaeError("the images hold NaN or infinite values; expected floats in [0, 1]")
@@ -71,6 +72,8 @@ def _as_tensor(x: Any) -> Tensor:
         raise VlaeError(
             f"{type(x).__name__} can't be images; expected a tensor or array [N, C, H, W], or a torch Dataset"
         )
+    if x.dtype in (torch.uint16, torch.uint32):
+        x = x.long()  # torch computes little with these
     if x.is_complex():
         raise VlaeError("complex values can't be images; expected uint8 or floats in [0, 1]")
     return x.detach().cpu()
@@ -100,8 +103,18 @@ def _one_image(x: Any) -> Tensor:
 
 def _labels(values: list[Any]) -> Tensor:
     """Integer labels as int64 [N]."""
+    return as_labels([value.item() if isinstance(value, Tensor) and value.numel() == 1 else value for value in values])
+
+
+def as_labels(labels: Any) -> Tensor:
+    """Labels of any origin as int64 [N]; floats that are whole numbers are taken."""
     try:
-        labels = torch.as_tensor([int(value) for value in values])
+        given = torch.as_tensor(labels).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise VlaeError(f"labels must be integers, one per image ({error})") from error
-    return labels
+        raise VlaeError(f"labels must be integers, one per image ({one_line(error)})") from error
+    if given.ndim != 1:
+        raise VlaeError(f"labels must be integers, one per image; got a tensor of shape {list(given.shape)}")
+    whole = given.long()
+    if given.is_floating_point() and not torch.equal(whole.to(given.dtype), given):  # nor is NaN equal to anything
+        raise VlaeError("labels must be integers, one per image; these hold fractions, NaN or infinite values")
+    return whole

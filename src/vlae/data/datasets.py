@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vlae.data.arrays import collect, to_levels
+from vlae.data.arrays import as_labels, collect, to_levels
 from vlae.data.seeds import Stream, generator
 from vlae.data.sources import one_line
 from vlae.errors import VlaeError
@@ -119,7 +119,7 @@ class ImageDataset(Dataset[Tensor]):
         if isinstance(x, Dataset):
             x, own = collect(x)
         images, levels = to_levels(x, levels)
-        labels = own if labels is None else _as_labels(labels)
+        labels = own if labels is None else as_labels(labels)
         factors = None if factors is None else _as_factors(factors)
         return ImageDataset(images, levels, name=name, split=split, labels=labels, factors=factors, binarize=binarize)
 
@@ -192,6 +192,12 @@ class ImageDataset(Dataset[Tensor]):
             new._binarize(binarize)
         return new
 
+    def drawn(self) -> Self:
+        """The same images with one draw, that of `tensor`, where the binarisation is drawn anew at each visit."""
+        if self.binarize != "dynamic" or self._fixed is not None:
+            return self
+        return self._with(_fixed=draw(self.images, self.levels, self._static_generator()), redrawn=False)
+
     def join(self, other: "ImageDataset") -> Self:
         """Training and validation images as the split "train+validation"; fixed draws stay those of the parts."""
         mine, theirs = self._per_image(), other._per_image()
@@ -238,18 +244,6 @@ class ImageDataset(Dataset[Tensor]):
         new = copy.copy(self)
         vars(new).update(changes)
         return new
-
-
-def _as_labels(labels: Any) -> Tensor:
-    """Labels of any origin as int64; floats that are whole numbers are taken."""
-    try:
-        given = torch.as_tensor(labels).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise VlaeError(f"labels must be integers, one per image ({one_line(error)})") from error
-    whole = given.long()
-    if given.is_floating_point() and not torch.equal(whole.to(given.dtype), given):  # nor is NaN equal to anything
-        raise VlaeError("labels must be integers, one per image; these hold fractions, NaN or infinite values")
-    return whole
 
 
 def _as_factors(factors: Any) -> Tensor:

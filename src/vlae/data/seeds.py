@@ -7,7 +7,7 @@ import torch
 
 
 class Stream(IntEnum):
-    """What a draw is for: the first number of its key, so that no two uses share their noise."""
+    """What a draw is for: the first number of its key, so that no two uses share a key."""
 
     ORDER = 1  # permutation of an epoch
     VISIT = 2  # dynamic binarisation of one batch

@@ -154,7 +154,7 @@ class AutoregressiveFlowPrior(PriorModule):
             else (zuko.transforms.AdditiveTransform, [()])
         )
         self.steps = make_steps(latent_dim, steps, hidden, order, univariate, shapes)
-        self.latent_dim, self.scannable = latent_dim, order == "same" or steps == 1
+        self.latent_dim, self.scannable = latent_dim, order == "same" or steps <= 1
 
     def forward(self) -> FlowPrior:
         """The prior, a distribution with event shape [latent_dim]."""

@@ -205,13 +205,18 @@ class LocationScale(Likelihood):
     def location_and_scale(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """parameters [..., P]: the logit of the location, and with "pixel" s -> location and scale, [...]."""
         location = parameters[..., 0].sigmoid()
-        if self.scale == "pixel":
+        scale = self.one_scale()
+        if scale is None:
             return location, soft_bounded_log(parameters[..., 1] + math.log(START)).exp()
-        if self.scale is None:
-            scale = soft_bounded_log(getattr(self, f"log_{self.name}")).exp()
-        else:
-            scale = self.known_scale()
         return location, scale.to(location)
+
+    def one_scale(self) -> Tensor | None:
+        """The scale of all pixels, fixed or learned, a scalar; None where the decoder puts one out for each."""
+        if self.scale == "pixel":
+            return None
+        if self.scale is None:
+            return soft_bounded_log(getattr(self, f"log_{self.name}")).exp()
+        return self.known_scale()
 
     def known_scale(self) -> Tensor:
         """The scale that neither a parameter nor the decoder gives."""

@@ -8,19 +8,19 @@ prior, z = f(eps), in which the prior of a flow is N(0, I).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from vlae.data import Batches, ImageDataset
+from vlae.data import ImageDataset
 from vlae.distributions.delta import AR1
 from vlae.distributions.normal import StandardNormal
 from vlae.distributions.posteriors import GaussianHead
 from vlae.errors import VlaeError
 from vlae.evaluation.information import BITS
-from vlae.evaluation.passes import keyed_generators
+from vlae.evaluation.passes import batches_of, keyed_generators
 from vlae.evaluation.probes import flattened
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
@@ -28,16 +28,6 @@ from vlae.models.vqvae import VQVAE
 from vlae.sampling.traversal import shares
 
 SPACES = ("latent", "noise")
-
-
-def batches_of(
-    model: LatentVariableModel, dataset: ImageDataset, batch_size: int = 250
-) -> Iterator[tuple[Tensor, list[int], Tensor | None]]:
-    """The images in order, in the model's precision, with their positions and their context."""
-    dtype = next(model.parameters()).dtype
-    for batch in Batches(dataset, min(batch_size, len(dataset))):
-        context = model.context_of(batch.labels, batch.factors, dataset.name)
-        yield batch.images.to(dtype), batch.indices.tolist(), context
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from vlae.evaluation.information import BITS
 from vlae.evaluation.suite import Measurements, Progress, Settings, check_images
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
-from vlae.models.saving import load, pretrained_names
+from vlae.models.saving import load, pretrained_names, trained_on
 
 RATE_BITS = (5.0, 20.0)
 GAP_NATS = 5.0
@@ -107,7 +107,7 @@ def load_references(test: ImageDataset, pixelcnn: str | None = None, vae: str | 
             why[name] = f"there is no model to compare with: give --{name}"
             continue
         model = load(shipped)
-        own = model.metadata.get("data", {})
+        own = trained_on(model)
         if (own.get("name"), own.get("binarize")) == (test.name, test.binarize):
             found[name] = model
         else:

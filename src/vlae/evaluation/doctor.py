@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from vlae.data import Batches, ImageDataset
+from vlae.data import ImageDataset
 from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.errors import VlaeError
 from vlae.evaluation import pictures
@@ -30,7 +31,7 @@ from vlae.evaluation.model_checks import (
     holes,
     regularisation,
 )
-from vlae.evaluation.passes import Batch
+from vlae.evaluation.passes import batches_of
 from vlae.evaluation.training_checks import instability, overfitting, unfinished
 from vlae.files import json_text, write_text
 from vlae.models.base import LatentVariableModel
@@ -167,11 +168,7 @@ def gather(
     model.check_levels(dataset.effective_levels, dataset.name)
     model.context_of(dataset.labels, dataset.factors, dataset.name)
     dtype = next(model.parameters()).dtype
-
-    def batches() -> Iterator[Batch]:
-        for batch in Batches(dataset, min(batch_size, len(dataset))):
-            yield batch.images.to(dtype), batch.indices.tolist(), model.context_of(batch.labels, batch.factors)
-
+    batches = partial(batches_of, model, dataset, batch_size)
     progress("the run's log")
     history = None if run_directory is None else read_history(run_directory)
     progress("bound")

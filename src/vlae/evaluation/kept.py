@@ -46,17 +46,18 @@ class KeptLikelihoods:
         """
         header = MARK + json.dumps({**self.about, "images": images, "samples": list(samples), "seed": seed})
         names = ["position", "elbo", *(f"{name}_{k}" for name in ("nll", "ess") for k in samples)]
-        start = f"{header}\n{','.join(names)}\n"
+        columns = f"{','.join(names)}\n"
         if not self.path.exists():
-            write_text(self.path, start)
+            write_text(self.path, f"{header}\n{columns}")
             return {}
         text = self.path.read_text(encoding="utf-8", errors="replace")
-        if not text.startswith(start):
-            raise VlaeError(f"{self.path} {difference(text, header)}: choose another file, or remove it")
+        there, _, rest = text.partition("\n")
+        if reason := difference(there, header) or ("" if rest.startswith(columns) else "has other columns"):
+            raise VlaeError(f"{self.path} {reason}: choose another file, or remove it")
         whole = text[: text.rindex("\n") + 1]
         if whole != text:
             write_text(self.path, whole)
-        return dict(self.row(line, len(names)) for line in whole[len(start) :].splitlines())
+        return dict(self.row(line, len(names)) for line in whole.splitlines()[2:])
 
     def row(self, line: str, columns: int) -> tuple[int, list[float]]:
         """One line's position and numbers."""
@@ -81,9 +82,8 @@ class KeptLikelihoods:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
-def difference(text: str, header: str) -> str:
-    """What is wrong with a file that does not start as it should, in words."""
-    line = text.partition("\n")[0]
+def difference(line: str, header: str) -> str:
+    """What is wrong with a file whose first line is not as it should be, in words; "" where nothing is."""
     if not line.startswith(MARK):
         return "is not a file of likelihoods"
     try:
@@ -91,7 +91,7 @@ def difference(text: str, header: str) -> str:
     except (ValueError, TypeError, RecursionError):
         return "is not a file of likelihoods"
     for name, value in wanted.items():
-        if there.get(name) != value:
+        if there.get(name) != value and name != "data":  # words for people, which a later version may choose otherwise
             found = " ".join(str(there.get(name)).split())[:80]
             return f"holds likelihoods that differ in {name} ({found}, here {value})"
-    return "has other columns"
+    return ""

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from vlae.data import Batches, ImageDataset
 from vlae.errors import VlaeError
 from vlae.evaluation.information import BITS
 from vlae.models.base import LatentVariableModel
@@ -23,6 +24,17 @@ def keyed_generators(indices: Iterable[int], seed: int, stream: int = 0) -> list
     """One CPU generator per image, seeded by the image's position: its noise does not depend on the batch it is in."""
     first = (seed * 1_000_003 + stream) * 100_000_007
     return [torch.Generator().manual_seed((first + int(i)) % 2**63) for i in indices]
+
+
+def batches_of(model: LatentVariableModel, dataset: ImageDataset, batch_size: int = 250) -> Iterator[Parts]:
+    """The images in order, in the model's precision, with their positions and their context.
+
+    What is drawn anew at each visit is drawn once here, so that the batch size is memory, not the result.
+    """
+    dtype = next(model.parameters()).dtype
+    for batch in Batches(dataset.drawn(), min(batch_size, len(dataset))):
+        context = model.context_of(batch.labels, batch.factors, dataset.name)
+        yield batch.images.to(dtype), batch.indices.tolist(), context
 
 
 def parts(batch: Batch) -> Parts:

@@ -11,16 +11,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import rich.progress
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
 
 from vlae import processes
-from vlae.data import Batches, ImageDataset
+from vlae.data import ImageDataset
 from vlae.errors import VlaeError
 from vlae.evaluation import html
 from vlae.evaluation.bounds import Evaluation, evaluate
@@ -29,6 +29,7 @@ from vlae.evaluation.criteria import Criterion, References, check_criteria, free
 from vlae.evaluation.history import read_rows
 from vlae.evaluation.illustrations import illustrations
 from vlae.evaluation.metrics import GROUPS, METRICS
+from vlae.evaluation.passes import batches_of
 from vlae.evaluation.rows import in_bits, nll_cells, rows_of
 from vlae.evaluation.suite import Measurements, Progress, Settings, check_images, measure
 from vlae.files import json_text, write_together
@@ -329,15 +330,9 @@ def evaluate_dataset(
     seed: int = 0,
 ) -> Evaluation:
     """`evaluate` on a data set, with progress bars; the batch size does not change the result."""
-    dtype = next(model.parameters()).dtype
     model.context_of(dataset.labels, dataset.factors, dataset.name)
     totals = {"bound": len(dataset), "nll": min(nll_images or len(dataset), len(dataset))}
     done = dict.fromkeys(totals, 0)
-
-    def batches() -> Iterator[tuple[Tensor, list[int], Tensor | None]]:
-        for batch in Batches(dataset, min(batch_size, len(dataset))):
-            context = model.context_of(batch.labels, batch.factors)
-            yield batch.images.to(dtype), batch.indices.tolist(), context
 
     with progress_bars() as progress:
 
@@ -345,4 +340,5 @@ def evaluate_dataset(
             done[stage] += images
             progress(stage, done[stage], totals[stage])
 
+        batches = partial(batches_of, model, dataset, batch_size)
         return evaluate(model, batches, nll_samples, nll_images, seed, progress=count)

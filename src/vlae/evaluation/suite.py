@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from vlae import processes
-from vlae.data import Batches, ImageDataset
+from vlae.data import ImageDataset
 from vlae.distributions.iaf import IAFHead
 from vlae.errors import VlaeError
 from vlae.evaluation import pictures, quality
@@ -24,7 +24,7 @@ from vlae.evaluation.information import ACTIVE_VARIANCE
 from vlae.evaluation.kept import KeptLikelihoods
 from vlae.evaluation.likelihood import likelihoods, nll_rows, sample_counts
 from vlae.evaluation.metrics import JUDGED, METRICS, STANDARD, chosen
-from vlae.evaluation.passes import Batch, bits_per_value, digest
+from vlae.evaluation.passes import Batch, batches_of, bits_per_value, digest
 from vlae.evaluation.probes import posterior_means, probe
 from vlae.evaluation.standard import (
     load_inception,
@@ -233,12 +233,9 @@ class _Suite:
 
     # -- bounds -------------------------------------------------------------------------------------------------------
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterable[Batch]:
         """The test images in order, with their positions and their context."""
-        dtype = next(self.model.parameters()).dtype
-        for batch in Batches(self.test, min(self.settings.batch_size, len(self.test))):
-            context = self.model.context_of(batch.labels, batch.factors)
-            yield batch.images.to(dtype), batch.indices.tolist(), context
+        return batches_of(self.model, self.test, self.settings.batch_size)
 
     def counting(self, group: str, total: int) -> Callable[[str, int], None]:
         """A progress callback that adds up images."""

@@ -40,7 +40,7 @@ from vlae.experiments.study import Cell, Measure
 from vlae.files import replacing, write_text
 from vlae.machine import machine, versions
 from vlae.models import LatentVariableModel, load
-from vlae.models.saving import CONFIG, locate
+from vlae.models.saving import CONFIG, locate, trained_on
 from vlae.sampling import prior_samples
 from vlae.training.run import DataSettings, TrainerSettings
 
@@ -326,7 +326,7 @@ def data_of(job: Job, model: LatentVariableModel) -> DataSettings:
     """The cell's own data, else what its model was trained on, wherever that lies on this machine."""
     if job.data is not None:
         return job.data
-    own = {k: v for k, v in model.metadata.get("data", {}).items() if k in ("name", "binarize", "options")}
+    own = {k: v for k, v in trained_on(model).items() if k in ("name", "binarize", "options")}
     if not own:
         raise VlaeError(f"the model {job.model_path()} does not say what it was trained on: give the cell its data")
     return DataSettings(**own)

@@ -30,7 +30,7 @@ from vlae.evaluation.comparison import Column, Images
 from vlae.figures.sheets import sheet
 from vlae.files import write_text
 from vlae.models import LatentVariableModel, load
-from vlae.models.saving import CONFIG, build
+from vlae.models.saving import CONFIG, build, trained_on
 from vlae.objectives import ELBO, Linear
 from vlae.training.checkpoints import load_any
 from vlae.training.run import DataSettings, RunSettings, TrainerSettings, choose_directory, train
@@ -181,7 +181,7 @@ def load_as(kind: str, path: str, dataset: ImageDataset) -> LatentVariableModel:
     model = load_any(place if place.exists() else path)
     if type(model).__name__ != KINDS[kind]:
         raise VlaeError(f"--{kind}_ckpt needs a {KINDS[kind]}; {path} holds a {type(model).__name__}")
-    own = model.metadata.get("data", {}).get("name")
+    own = trained_on(model).get("name")
     if tuple(model.image_shape) != tuple(dataset.image_shape):
         advice = f"give --data.name {own}" if own and own != dataset.name else "give the set that it was trained on"
         raise VlaeError(

@@ -15,7 +15,7 @@ from vlae.errors import VlaeError
 from vlae.explorer.pictures import fit
 from vlae.explorer.workbench import Workbench
 from vlae.models.base import LatentVariableModel
-from vlae.models.saving import CONFIG, pretrained_names
+from vlae.models.saving import CONFIG, pretrained_names, trained_on
 from vlae.models.saving import load as load_model
 
 MOST_IMAGES = 240  # of a set that the page can show
@@ -148,7 +148,7 @@ class Shelf:
 
     def _own(self, name: str) -> dict[str, Any]:
         """What the model says of its own training data."""
-        return self.bench(name).model.metadata.get("data") or {}
+        return trained_on(self.bench(name).model)
 
     def _root(self, own: Mapping[str, Any]) -> str | None:
         """Where the files are; a model's own place may be another machine's."""

@@ -185,6 +185,7 @@ class LatentVariableModel(Savable):
             columns.append(score(x[[index]], own, told) + prior.log_prob(own))
         return torch.stack(columns, dim=1)
 
+    @torch.no_grad()  # of a generator, while it runs: not in the caller, between two of its items
     def log_weights(
         self,
         x: Tensor,
@@ -194,8 +195,7 @@ class LatentVariableModel(Savable):
         context: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """`importance_weights` without gradients, about `chunk` images at a time."""
-        with torch.no_grad():
-            yield from self.importance_weights(x, samples, generator, chunk, context)
+        yield from self.importance_weights(x, samples, generator, chunk, context)
 
     def log_likelihood(
         self,
@@ -246,7 +246,7 @@ class LatentVariableModel(Savable):
         """
         if count < 1:
             raise VlaeError(f"count must be at least 1; got {count}")
-        if temperature < 0 or not pixel_temperature > 0:
+        if not temperature >= 0 or not pixel_temperature > 0:
             raise VlaeError(
                 f"temperatures must be positive; got {temperature} (prior) and {pixel_temperature} (pixels)"
             )

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from vlae.distributions.likelihoods import LocationScale
 from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.errors import VlaeError
 from vlae.files import write_together
@@ -88,7 +89,9 @@ def export(model: LatentVariableModel, directory: str | Path, onnx: bool = False
             "inputs": {key: _described(value) for key, value in inputs.items()},
             "outputs": [_described(value) for value in wanted],
         }
-    likelihood = {"name": type(model.likelihood).__name__, "levels": model.likelihood.levels}
+    likelihood: dict[str, Any] = {"name": type(model.likelihood).__name__, "levels": model.likelihood.levels}
+    if isinstance(model.likelihood, LocationScale) and (scale := model.likelihood.one_scale()) is not None:
+        likelihood[model.likelihood.name] = scale.item()  # learned ones are no output of the decoder's
     text = {"model": type(model).__name__, "likelihood": likelihood, "arguments": model.config, "parts": about}
     files["export.json"] = (json.dumps(text, indent=2) + "\n").encode()
     write_together({directory / file: data for file, data in files.items()})

@@ -227,7 +227,7 @@ def is_saved_model(path: Path) -> bool:
     """Whether a directory is one that `save_pretrained` has written, and not another's that has a `config.json` too."""
     try:
         return {"format", "model", "arguments", "sha256"} <= set(json.loads((path / CONFIG).read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
@@ -246,6 +246,22 @@ def build(kind: str, arguments: dict[str, Any]) -> LatentVariableModel:
     return cast("LatentVariableModel", _classes[kind](**arguments))
 
 
+def trained_on(model: LatentVariableModel) -> dict[str, Any]:
+    """What a model's metadata say of its training data, as `DataSettings` has it; empty where they say nothing.
+
+    Raises:
+        VlaeError: metadata that no training of this package has written: the set would be loaded by them.
+    """
+    own = model.metadata.get("data")
+    if not isinstance(own, dict):
+        return {}
+    kinds = {"name": str, "root": str | None, "binarize": str | None, "options": dict}
+    for name, kind in kinds.items():
+        if name in own and not isinstance(own[name], kind):
+            raise VlaeError(f"the model's metadata say data.{name} = {own[name]!r}, which can't be: save it again")
+    return own
+
+
 def load(path_or_name: str | os.PathLike[str]) -> LatentVariableModel:
     """Loads a saved model, on the CPU and in eval mode, from a directory or a pretrained name.
 
@@ -260,7 +276,7 @@ def load(path_or_name: str | os.PathLike[str]) -> LatentVariableModel:
         metadata = dict(config.get("metadata", {}))
     except VlaeError:
         raise
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise VlaeError(f"{path / CONFIG} is not the configuration of a saved model ({error}): save it again") from None
     if not isinstance(kind, str) or kind not in _classes:
         raise VlaeError(f"{path / CONFIG} names the unknown model {kind!r}: expected one of {', '.join(_classes)}")

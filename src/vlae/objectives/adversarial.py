@@ -83,10 +83,14 @@ class Adversarial(Term):
         self.channels, self.stages, self.lr, self.betas = channels, stages, lr, tuple(betas)
         self._seen: tuple[Tensor, Tensor] | None = None
 
-    def prepare(self, model: LatentVariableModel) -> None:
-        """A new discriminator for the model's images."""
+    def check(self, model: LatentVariableModel) -> None:
+        """Refuses autoregressive models."""
         if model.autoregressive:
             raise VlaeError(no_mean(model))
+
+    def prepare(self, model: LatentVariableModel) -> None:
+        """A new discriminator for the model's images."""
+        self.check(model)
         discriminator = Discriminator(model.image_shape, self.channels, self.stages)
         self.discriminator = discriminator.to(next(model.parameters()))
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), self.lr, self.betas)  # type: ignore[arg-type]
@@ -124,8 +128,16 @@ class Adversarial(Term):
         if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
             for parameter, gradient in zip(self.discriminator.parameters(), gradients, strict=True):
                 parameter.grad = gradient
+            self._follow()
             self.optimizer.step()
             self.optimizer.zero_grad()
+
+    def _follow(self) -> None:
+        """Moves the optimiser's averages to where the weights are: a checkpoint is read before these go to a device."""
+        for weight, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    state[name] = value.to(weight)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The optimiser's state: tensors and plain values."""

@@ -15,9 +15,8 @@ def in_rows(z: Latents) -> Tensor:
     return torch.cat([level.flatten(1) for level in z], 1) if isinstance(z, tuple) else z.flatten(1)
 
 
-def require_continuous(model: LatentVariableModel, z: Latents, what: str) -> None:
+def require_continuous(model: LatentVariableModel, what: str) -> None:
     """Refuses discrete codes, through which no gradient passes, and models without any; `what` needs them."""
-    first = z[0] if isinstance(z, tuple) else z
-    if not first.is_floating_point() or not model.latent_size:
+    if model.discrete or not model.latent_size:
         kind = "discrete codes" if model.latent_size else "no code"
         raise VlaeError(f"{what} needs a continuous z, and a {type(model).__name__} has {kind}: leave it out")

@@ -40,17 +40,22 @@ class IWAE(Objective):
             raise VlaeError(f"the estimator of IWAE must be 'iwae' or 'dreg'; got {estimator!r}")
         self.samples, self.estimator = samples, estimator
 
-    def compute(
-        self, model: LatentVariableModel, x: Tensor, progress: float, context: Tensor | None = None
-    ) -> tuple[Tensor, Bound]:
-        """Minus the bound of K samples for images x [B, C, H, W], averaged over the batch; and the ELBO's terms."""
+    def check(self, model: LatentVariableModel) -> None:
+        """Refuses a model without importance weights of single images, or with weights that say nothing of z."""
+        super().check(model)
         if not model.has_bound:
             raise VlaeError(f"a {type(model).__name__} has no density of z, so no importance weights: train it by ELBO")
         if model.likelihood.pools_batch:
             raise VlaeError("IWAE weighs images one by one, and sigma 'optimal' is that of a batch: learn sigma (null)")
-        bound = model.elbo(x, context=context).whole()
         if model.latent_size:  # without any code the weights are p(x) itself
-            require_continuous(model, bound.z, "IWAE")
+            require_continuous(model, "IWAE")
+
+    def compute(
+        self, model: LatentVariableModel, x: Tensor, progress: float, context: Tensor | None = None
+    ) -> tuple[Tensor, Bound]:
+        """Minus the bound of K samples for images x [B, C, H, W], averaged over the batch; and the ELBO's terms."""
+        self.check(model)
+        bound = model.elbo(x, context=context).whole()
         if self.estimator == "dreg":
             log_weights = self.doubly_reparametrised(model, x, context)
         else:

@@ -41,10 +41,15 @@ class LaggingInference(ELBO):
             raise VlaeError(f"until must be a share of the training, above 0 and at most 1; got {until}")
         self.inner_steps, self.until = inner_steps, until
 
-    def prepare(self, model: LatentVariableModel) -> None:
+    def check(self, model: LatentVariableModel) -> None:
         """Refuses a model without an inference network."""
+        super().check(model)
         if not model.inference_parameters():
             raise VlaeError(f"a {type(model).__name__} has no inference network that could lag: train it by ELBO")
+
+    def prepare(self, model: LatentVariableModel) -> None:
+        """Checks the model."""
+        self.check(model)
 
     def frozen(self, model: LatentVariableModel, step: int, progress: float) -> list[nn.Parameter]:
         """The generator's parameters in steps of the encoder, the encoder's in those of the generator."""

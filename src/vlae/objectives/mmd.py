@@ -87,14 +87,19 @@ class InfoVAE(Objective):
     def floor(self, progress: float) -> None:
         """None: the rate is not what the bound alone asks for."""
 
+    def check(self, model: LatentVariableModel) -> None:
+        """Refuses a model without a prior density or without a continuous code."""
+        super().check(model)
+        if not model.has_bound:
+            raise VlaeError(f"a {type(model).__name__} has no prior density to hold q(z) to: train it by ELBO")
+        require_continuous(model, "InfoVAE")
+
     def compute(
         self, model: LatentVariableModel, x: Tensor, progress: float, context: Tensor | None = None
     ) -> tuple[Tensor, Bound]:
         """The loss of images x [B, C, H, W], and their bound."""
-        if not model.has_bound:
-            raise VlaeError(f"a {type(model).__name__} has no prior density to hold q(z) to: train it by ELBO")
+        self.check(model)
         bound = model.elbo(x, context=context).whole()
-        require_continuous(model, bound.z, "InfoVAE")
         loss = bound.distortion.mean() + (1 - self.alpha) * bound.rate.mean()
         if self.alpha + self.lambda_ > 1:
             with torch.no_grad():

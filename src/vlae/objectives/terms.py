@@ -14,6 +14,7 @@ from vlae.errors import VlaeError
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.models.context import given
 from vlae.models.latents import Latents, each
+from vlae.models.saving import trained_on
 from vlae.noise import randn
 from vlae.objectives.codes import in_rows, require_continuous
 from vlae.objectives.elbo import ELBO, Objective
@@ -31,6 +32,9 @@ class Term(nn.Module):
     def __init__(self, weight: float | Schedule = 1.0):
         super().__init__()
         self.weight = as_weight("weight", weight)
+
+    def check(self, model: LatentVariableModel) -> None:
+        """As `Objective.check`."""
 
     def prepare(self, model: LatentVariableModel) -> None:
         """As `Objective.prepare`."""
@@ -71,8 +75,10 @@ class WithTerms(Objective):
         self.terms = nn.ModuleList(terms)
 
     def check(self, model: LatentVariableModel) -> None:
-        """The objective's."""
+        """The objective's, and the terms'."""
         self.objective.check(model)
+        for term in self._terms():
+            term.check(model)
 
     def prepare(self, model: LatentVariableModel) -> None:
         """Prepares the objective and the terms."""
@@ -151,10 +157,14 @@ class Perceptual(Term):
         # In a tuple the network is hidden from `parameters`, `state_dict` and `train`: none of them is to touch it.
         self._hidden: tuple[nn.Module, ...] = () if isinstance(network, str) else (frozen_copy(network),)
 
-    def prepare(self, model: LatentVariableModel) -> None:
-        """Gets the classifier; refuses autoregressive models before that."""
+    def check(self, model: LatentVariableModel) -> None:
+        """Refuses autoregressive models."""
         if model.autoregressive:
             raise VlaeError(no_mean(model))
+
+    def prepare(self, model: LatentVariableModel) -> None:
+        """Gets the classifier."""
+        self.check(model)
         if not self._hidden:
             self._hidden = (self._classifier(model),)
 
@@ -162,7 +172,7 @@ class Perceptual(Term):
         from vlae.data import load
         from vlae.evaluation.classifier import trained_classifier
 
-        own = model.metadata.get("data", {})
+        own = trained_on(model)
         name = self.dataset or own.get("name")
         if name is None:
             raise VlaeError("this model does not say what it is trained on: give the perceptual term's dataset")
@@ -220,11 +230,15 @@ class Contrastive(Term):
             )
         self.temperature, self.noise = temperature, noise
 
-    def forward(self, model: LatentVariableModel, x: Tensor, bound: Bound, context: Tensor | None) -> Tensor:
-        """The loss in nats, averaged over the batch."""
+    def check(self, model: LatentVariableModel) -> None:
+        """Refuses a model without a continuous code that is drawn."""
         if not model.has_bound:
             raise VlaeError(f"a {type(model).__name__} has no q(z|x) to draw a second code from: leave the term out")
-        require_continuous(model, bound.z, "the contrastive term")
+        require_continuous(model, "the contrastive term")
+
+    def forward(self, model: LatentVariableModel, x: Tensor, bound: Bound, context: Tensor | None) -> Tensor:
+        """The loss in nats, averaged over the batch."""
+        self.check(model)
         seen = (x + self.noise * randn((), len(x), x.shape[1:], None, x)).clamp(0, 1) if self.noise else x
         again = model.encode(seen, **given(model.check_context(context, len(x)))).rsample()
         one, other = (whole(F.normalize(in_rows(z), dim=1)) for z in (bound.z, again))
@@ -249,9 +263,13 @@ class LatentNoise(Term):
             raise VlaeError(f"sigma of the latent noise must be positive; got {sigma}")
         self.sigma = sigma
 
+    def check(self, model: LatentVariableModel) -> None:
+        """Refuses a model without a continuous code."""
+        require_continuous(model, "the term of latent noise")
+
     def forward(self, model: LatentVariableModel, x: Tensor, bound: Bound, context: Tensor | None) -> Tensor:
         """The distortion at the noisy code, averaged over the batch."""
-        require_continuous(model, bound.z, "the term of latent noise")
+        self.check(model)
         noisy = each(lambda z: z + self.sigma * randn((), len(z), z.shape[1:], None, z), bound.z)
         with model.likelihood.unobserved():
             return -whole(model.decode(noisy, **given(context)).log_prob(x)).mean()

@@ -109,7 +109,7 @@ class _Completer:
             best = images.view(self.batch, self.count, *images.shape[1:])[torch.arange(self.batch), chosen]
             proposal = self.model.encode(best, **self.told)
         log_evidence = log_weights.logsumexp(1) - torch.tensor(float(self.count)).log()
-        return Completion(best, 1 / weights.square().sum(1), log_evidence)
+        return Completion(best.clamp(0, 1), 1 / weights.square().sum(1), log_evidence)
 
     def propose(self, proposal: DiagonalGaussian | IAFPosterior | None) -> tuple[Tensor, Tensor]:
         """z [B * candidates, *latent_shape] and log p(z) - log r(z)."""

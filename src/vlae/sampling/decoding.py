@@ -96,13 +96,14 @@ def of_row(row: Tensor, like: Latents) -> Latents:
 
 def noise_rows(model: LatentVariableModel, z: Latents, context: Tensor | None = None) -> Tensor:
     """The prior's standard normal noise that codes z [N, *latent_shape] stand for, in one row each, [N, D]."""
-    noise: Tensor = model.prior(**given(context)).noise_of(z)
+    with model.evaluating():
+        noise: Tensor = model.prior(**given(context)).noise_of(z)
     return noise.flatten(1)
 
 
 @torch.no_grad()
 def from_noise_rows(model: LatentVariableModel, rows: Tensor, context: Tensor | None = None) -> Latents:
     """The codes that rows of noise [N, D] stand for, [N, *latent_shape]: the inverse of `noise_rows`."""
-    prior = model.prior(**given(context))
     with model.evaluating():
+        prior = model.prior(**given(context))
         return each(torch.Tensor.detach, prior.from_noise(rows.unflatten(1, prior.event_shape)))

@@ -66,7 +66,7 @@ def decompressions(
 
 
 def save_array(images: Tensor, path: Path) -> Path:
-    """Writes images [N, C, H, W] in [0, 1] as uint8 under the name `images` in an .npz file, atomically; returns it."""
+    """Writes images [N, C, H, W], cut to [0, 1], as uint8 `images` in an .npz file, atomically; returns its path."""
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, images=(images * 255).round().to(torch.uint8).cpu().numpy())
+        np.savez_compressed(file, images=(images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
     return path

@@ -196,6 +196,8 @@ def train(
     model.check_levels(training.effective_levels, training.name)
     objective.check(model)
     model.context_of(training.labels, training.factors, training.name)
+    if not training.training:
+        raise VlaeError(f"training is on train or train+validation, not on the images of {training.split!r}")
     held_out = "validation" not in training.split
     if trainer.early_stopping and not held_out:
         raise VlaeError(
@@ -221,7 +223,7 @@ def train(
         stack.enter_context(quiet())
         engine = _engine(trainer, directory, checkpoints, where)
         if engine.precision == "64-true":
-            model.double()  # now, or the averages would begin in float32
+            task.double()  # now, or the averages would begin in float32; what the objective learns as well
         batches = _batches(training, data.batch_size, seed, (engine.global_rank, where.processes))
         if engine.is_global_zero:
             stack.enter_context(room_for(directory, resume, overwrite))
@@ -342,6 +344,8 @@ def room_for(directory: Path, resume: bool, overwrite: bool) -> Iterator[None]:
     old: Path | None = None
     if not (resume or overwrite):
         try:
+            if set_aside(directory):  # it is to be put back first, not trained into
+                raise FileExistsError
             directory.mkdir(parents=True)
         except FileExistsError:
             raise VlaeError(

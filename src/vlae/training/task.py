@@ -281,7 +281,10 @@ class Task(pl.LightningModule):
 
 
 def step_seed(seed: int, epoch: int, batch: int) -> int:
-    """A seed for one training step, distinct over steps (a hash would do no better), the same in all processes."""
+    """A seed for one training step, the same in all processes, another one for every step of a training.
+
+    PyTorch's CPU generator takes the low 32 bits of it: of some 65,000 steps two may share their noise.
+    """
     return ((seed * 1_000_003 + epoch) * 1_000_003 + batch) * 1_009 % 2**63
 
 
