@@ -181,7 +181,7 @@ def test_receptive_field_differs_in_the_layers_alone():
     assert not objective.get("init_args", {}).get("free_nats")  # free bits off
 
 
-@pytest.mark.parametrize("name", ["paper-static-mnist", "paper-dynamic-mnist", "paper-caltech"])
+@pytest.mark.parametrize("name", ["paper-static-mnist", "paper-dynamic-mnist", "paper-caltech", "paper-omniglot"])
 def test_the_papers_unconditional_decoder_is_that_of_its_vlae(name):
     found = study.load(study.find(name))
     settings = {cell.name: check(cell.config, cell.name) for cell in found.cells if cell.trained}
