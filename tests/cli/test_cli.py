@@ -226,3 +226,35 @@ def test_models_are_listed_with_what_they_have_to_reach(capsys):
         expected = model.metadata["expected"]
         assert f"{expected['negative_elbo']:.2f}" in line and line.endswith(model.metadata["protocol"])
         assert f"{sum(p.numel() for p in model.parameters()):,}" in line and type(model).__name__ in line
+
+
+@pytest.mark.parametrize("kind", ["model", "objective"])
+def test_bases_of_classes_are_none_themselves(kind, capsys):
+    for name in {"model": ["Textbook", "SingleLevelModel", "LatentVariableModel"], "objective": ["Objective"]}[kind]:
+        assert main(["train", "--config", "digits", f"--{kind}", name]) == 2
+        error = capsys.readouterr().err
+        assert f"unknown {kind}" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["sample prior", "viz samples", "doctor", "eval", "train --config tiny.yaml"])
+def test_a_seed_has_64_bits(here, command, capsys):
+    assert main([*command.split(), "--seed", "99999999999999999999999"]) == 2
+    assert "--seed must be an integer of 64 bits" in capsys.readouterr().err
+
+
+def test_a_training_that_diverges_is_no_success(here, capsys):
+    assert main(["train", "--config", "tiny.yaml", "--run.name", "wild", "--optimizer.lr", "1e18"]) == 2
+    error = capsys.readouterr().err
+    assert "NaN or infinite" in error and "lower optimizer.lr" in error and len(error.strip().splitlines()) == 1
+    assert not (here / "outputs/wild").exists()
+
+
+def test_a_file_that_is_no_configuration(here, capsys):
+    (here / "empty.yaml").write_text("")
+    assert main(["train", "--config", "empty.yaml"]) == 2
+    assert "expected keys such as model" in capsys.readouterr().err
+
+
+def test_a_study_is_named_before_its_options(capsys):
+    assert main(["experiment", "--budget", "minutes"]) == 2
+    assert "say which study" in capsys.readouterr().err

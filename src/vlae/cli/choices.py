@@ -31,7 +31,7 @@ def add_data(parser: Any) -> None:
     parser.add_argument("--data.name", type=str | None, default=None, help=f"data set; {group}")
     parser.add_argument("--data.root", type=str | None, default=None, help="where its files are")
     parser.add_argument("--data.binarize", type=str | None, default=None, help="static, dynamic or threshold")
-    parser.add_argument("--data.split", type=str, default="test", help="test, validation or train")
+    parser.add_argument("--data.split", type=str, default="test", help="test, validation, train or train+validation")
     parser.add_argument("--data.options", type=dict, default={}, help="further options of the data set")
     parser.add_argument("--data.limit", type=int | None, default=None, help="the first so many images only")
 

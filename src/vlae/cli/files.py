@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 from vlae.cli.choices import add_choice, add_data, choose_data, choose_model, parser_for
 from vlae.errors import VlaeError
@@ -50,14 +52,26 @@ def compress(words: list[str]) -> int:
     seconds = time.monotonic() - started
     found = codec.info(Path(output).read_bytes())
     count, size = found["images"], found["bytes"]
-    raw = math.prod(found["image_shape"]) * math.log2(found["levels"])
+    ratio = raw_bits(found) / 8 / size
+    shape = "x".join(map(str, found["image_shape"]))
     print(
-        f"{count:,} images of {'x'.join(map(str, found['image_shape']))} in {size:,} bytes: {8 * size / count:.2f} "
-        f"bits an image, {raw * count / 8 / size:.1f} times smaller than raw; {count / seconds:.0f} images/s"
+        (f"{len(found['pictures']):,} files as " if inputs else "")
+        + f"{count:,} images of {shape} in {size:,} bytes: {8 * size / count:.2f} bits an image, "
+        + (f"{ratio:.1f} times smaller than raw" if ratio >= 1 else f"{1 / ratio:.1f} times larger than raw")
+        + f"; {count / seconds:.0f} images/s"
         + (", decoded again and compared" if settings.verify else "")
     )
-    print(f"{output}: vlae decompress {output} DIRECTORY")
+    named = next((f" --{key} {shlex.quote(settings[key])}" for key in ("model", "run", "config") if settings[key]), "")
+    print(f"{output}: vlae decompress {output} DIRECTORY{named or f' --run {directory}'}")
     return 0
+
+
+def raw_bits(found: dict[str, Any]) -> float:
+    """The bits of what was compressed without any model: of files their own pixels, not those that tiles add."""
+    if not found["pictures"]:
+        return found["images"] * math.prod(found["image_shape"]) * math.log2(found["levels"])
+    values = (p["height"] * p["width"] * p["number"] * (3 if p["mode"] == "RGB" else 1) for p in found["pictures"])
+    return sum(values) * math.log2(found["levels"])
 
 
 def decompress(words: list[str]) -> int:

@@ -19,7 +19,8 @@ def models(words: list[str]) -> int:
     parse(parser_for("models"), words)
     from vlae.models.saving import load, pretrained_names
 
-    print(f"{'':20s}{'':9s}{'parameters':>12s}{'-ELBO':>10s}{'rate':>8s}{'NLL':>10s}  nats; trained on")
+    heads = f"{'':20s}{'':9s}{'parameters':>12s}{'-ELBO':>10s}{'rate':>8s}{'NLL':>10s}"
+    print(f"{heads}  nats, NLL with the K of its card; trained on")
     for name in pretrained_names():
         model = load(name)
         size, expected = sum(p.numel() for p in model.parameters()), model.metadata.get("expected", {})

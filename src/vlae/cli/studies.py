@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vlae.cli.choices import parser_for
 from vlae.cli.output import fail
+from vlae.errors import VlaeError
 from vlae.training.configuration import parse
 
 
@@ -71,7 +72,9 @@ def experiment(words: list[str]) -> int:
     settings = parse(parser, words, flags=flags)
     from vlae.experiments import engine, study
 
-    if settings.list or not settings.name:
+    if words and not (settings.list or settings.name):
+        raise VlaeError("say which study before its options: vlae experiment NAME ...; no words at all list them")
+    if not settings.name or settings.list:
         print(study.listing())
         return 0
     chosen = study.load(study.find(settings.name))

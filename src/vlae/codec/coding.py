@@ -209,7 +209,10 @@ def _open(model: LatentVariableModel, data: bytes) -> Container:
     container = Container.from_bytes(data)
     if container.header.fingerprint != fingerprint(model):
         named = f" (it was called {container.header.model!r})" if container.header.model else ""
-        raise VlaeError(f"the file was written with another model{named}: give that one, with the same weights")
+        raise VlaeError(
+            f"the file was written with another model{named}: give that one, with the same weights (--model, --run or "
+            "--config)"
+        )
     if container.header.shape != tuple(model.image_shape) or container.header.levels != (
         model.likelihood.levels or 256
     ):

@@ -178,7 +178,7 @@ class ImageDataset(Dataset[Tensor]):
             VlaeError: n is not in 1..N.
         """
         if not 1 <= n <= len(self):
-            raise VlaeError(f"subset({n}) of {self.name} {self.split}: expected 1 to {len(self)} images")
+            raise VlaeError(f"expected 1 to {len(self)} images of {self.name} {self.split}; got {n}")
         return self._with(**{key: value[:n] for key, value in self._per_image().items()})
 
     def binarized(self, binarize: str | None) -> Self:

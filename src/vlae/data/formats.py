@@ -33,6 +33,9 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     except VlaeError:
         raise
     except Exception as error:
+        if kind == "image":  # one of the user's own; what Pillow says of bytes that are none names an address in memory
+            reason = "" if "object at 0x" in str(error) else f" ({one_line(error)})"
+            raise VlaeError(f"{path}: not a readable image{reason}; replace or remove it") from error
         raise VlaeError(f"{path}: not a readable {kind} ({one_line(error)}); fetch the file again") from error
 
 

@@ -74,7 +74,8 @@ class FlowPrior(Prior):
         if not self.scannable:
             raise VlaeError(
                 "this flow reverses its order between steps, so z_i given z_<i has no closed form: "
-                "build the model with flow_order='same' to scan (and code) it; sample() works for both"
+                "train one with flow_order='same' (--model.flow_order same), such as mnist-codec, to scan and code it; "
+                "sample() works for both"
             )
         eps, share = self._to_noise(z)
         scale = torch.exp(-share)

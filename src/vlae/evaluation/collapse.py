@@ -26,7 +26,7 @@ def collapse_evidence(rate: float, model: LatentVariableModel) -> str:
 def collapse_advice(model: LatentVariableModel, objective: Objective) -> str:
     """What to change, in options of `vlae train`."""
     config, advice = model.config, []
-    if "decoder_layers" in config:
+    if config.get("decoder_layers"):
         advice.append(f"fewer decoder layers (--model.decoder_layers, now {config['decoder_layers']})")
     if config.get("kernel_size", 3) > 3:  # no smaller one sees a neighbour
         advice.append(f"a smaller kernel (--model.kernel_size, now {config['kernel_size']})")
@@ -46,7 +46,8 @@ def collapse_advice(model: LatentVariableModel, objective: Objective) -> str:
         # The objective under terms is named as well: where it is a default, its options alone are not taken.
         named = "" if objective is outer else f"{key} {type(objective).__name__} "
         advice.append(f"free bits ({named}{key}.free_nats 8)")
-        advice.append(f"annealing beta ({key}.beta with class_path Linear, start 0, end 1, finish 0.2)")
+        schedule = "{class_path: Linear, init_args: {start: 0, end: 1, finish: 0.2}}"
+        advice.append(f"annealing beta ({key}.beta '{schedule}')")
     else:
         advice.append(f"free bits ({key} ELBO {key}.free_nats 8)")
     return "; ".join(advice)

@@ -248,7 +248,8 @@ class LatentVariableModel(Savable):
             raise VlaeError(f"count must be at least 1; got {count}")
         if not temperature >= 0 or not pixel_temperature > 0:
             raise VlaeError(
-                f"temperatures must be positive; got {temperature} (prior) and {pixel_temperature} (pixels)"
+                f"temperatures must be positive, the prior's may be 0; got {temperature} (prior) and "
+                f"{pixel_temperature} (pixels)"
             )
         told = given(self.check_context(context, count))
         with self.evaluating():

@@ -113,11 +113,33 @@ def parse(parser: Any, words: list[str], flags: Sequence[str] = (), lists: Seque
         for word, after in zip(words, follow, strict=True)
     ]
     try:
-        return parser.parse_args(words)
+        settings = parser.parse_args(words)
     except (ArgumentError, TypeError, ValueError) as error:
         files = [value for option, value in itertools.pairwise(words) if option == "--config"]
         where = f" (in {files[-1]} or on the command line)" if files else ""
         raise VlaeError(explain(str(error), parser) + where) from None
+    if not -(2**63) <= (settings.get("seed") or 0) < 2**63:
+        raise VlaeError(f"--seed must be an integer of 64 bits; got {settings.seed}")
+    check_classes(settings)
+    return settings
+
+
+def check_classes(settings: Any) -> None:
+    """Refuses the bases that models and objectives have in common, which are none themselves."""
+    import inspect
+
+    named = {kind: getattr(settings.get(kind), "class_path", None) for kind in ("model", "objective")}
+    if not any(named.values()):  # most commands name no class
+        return
+    from vlae import objectives
+    from vlae.models.saving import known_models
+
+    bases = {each.__name__ for model in known_models() for each in inspect.getmro(model)}
+    bases -= {model.__name__ for model in known_models() if "image_shape" in inspect.signature(model).parameters}
+    for kind, unfit in (("model", bases), ("objective", {objectives.Objective.__name__})):
+        path = named[kind]
+        if path and path.rsplit(".", 1)[-1] in unfit:
+            raise VlaeError(f"unknown {kind} {path!r}: choose one of {', '.join(class_names(kind))}")
 
 
 def underscored(word: str) -> str:
@@ -183,6 +205,7 @@ def check(config: dict[str, Any], where: str) -> Any:
         raise VlaeError(f"{where}: {explain(str(error), parser)}") from None
     if settings.get("model") is None:
         raise VlaeError(f"{where}: no model")
+    check_classes(settings)
     return settings
 
 
@@ -194,6 +217,8 @@ def explain(message: str, parser: Any) -> str:
         "Key 'trainer.max_epoch' is not expected; did you mean 'max_epochs'?"
     """
     text = " ".join(message.split())
+    if text.startswith("Unexpected config"):
+        return "not a configuration: expected keys such as model, data and trainer"
     if named := re.search(r'"(model|objective)": .*Expected a dot import path string: (\S+)', text):
         return f"unknown {named[1]} {named[2]!r}: choose one of {', '.join(class_names(named[1]))}"
     # jsonargparse tries every reading of an optional subclass; those after the first say nothing.

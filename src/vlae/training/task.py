@@ -226,7 +226,20 @@ class Task(pl.LightningModule):
         if every.count:
             groups = bits_of_groups(self.model, every.bits_per_dimension)
             metrics |= {f"validation/bits_{name}": bits for name, bits in groups.items()}
+        self.refuse_nonsense(metrics)
         self.log_dict(metrics)  # the same in all processes
+
+    def refuse_nonsense(self, metrics: dict[str, float]) -> None:
+        """Stops a training whose bound on the validation images is no number, before these weights are kept."""
+        names = ["distortion", "rate"] if self.model.has_bound else ["distortion"]
+        if all(math.isfinite(metrics.get(f"validation/{name}", 0.0)) for name in names):
+            return
+        advice = "train again with" if self.current_epoch == 0 else "--resume from the epoch before, with"
+        raise VlaeError(
+            f"training stopped after epoch {self.current_epoch + 1}: the bound on the validation images is NaN or "
+            f"infinite, so these weights are of no use and are not kept; {advice} a lower optimizer.lr (now "
+            f"{self.settings.lr:g}), more optimizer.warmup_steps or a lower trainer.gradient_clip"
+        )
 
     def on_train_start(self) -> None:
         """Sets the data to the epoch at hand: Lightning restores a loader only within an epoch, not between two."""
