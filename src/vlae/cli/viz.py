@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlae.cli.choices import add_choice, add_data, choose_data, choose_model, parser_for
-from vlae.errors import VlaeError
 from vlae.training.configuration import parse
 
 
@@ -24,8 +23,6 @@ def viz_recon_grid(words: list[str]) -> int:
     from vlae.sampling import decompressions
 
     model, directory = choose_model(settings)
-    if not model.latent_size:
-        raise VlaeError(f"a {type(model).__name__} has no latent code to reconstruct from: see vlae viz samples")
     data = choose_data(settings, model).subset(settings.count)
     x = data.tensor().to(next(model.parameters()).dtype)
     context = model.context_of(data.labels, data.factors, data.name)

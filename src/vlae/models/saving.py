@@ -219,7 +219,7 @@ def locate(path_or_name: str | os.PathLike[str]) -> Path:
         raise VlaeError(f"{path} was being replaced when the process was killed: the old model is {kept[0]}")
     raise VlaeError(
         f"no saved model at {name!r}: give a directory with {CONFIG} and {WEIGHTS}, "
-        f"a pretrained name ({', '.join(pretrained_names()) or 'none shipped'}), or {hub.PREFIX}ORGANISATION/NAME"
+        f"a pretrained name (vlae models lists them), or {hub.PREFIX}ORGANISATION/NAME"
     )
 
 
