@@ -70,7 +70,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file of bytes."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)

@@ -92,6 +92,15 @@ def test_a_full_disk_in_the_first_epoch_leaves_nothing_behind(here, line):
     assert not any((here / "outputs").iterdir())
 
 
+def test_a_checkpoint_that_was_not_written_leaves_no_memory_lent_out(tmp_path):
+    """Python 3.12.1 ends in a segmentation fault when it collects a buffer of `io.BytesIO` that is still lent out."""
+    with room_for_files_of(100), pytest.raises(OSError, match="too large") as caught:
+        WholeCheckpoints().save_checkpoint({"weights": torch.zeros(1000)}, tmp_path / "last.ckpt")
+    values = [value for entry in caught.traceback for value in entry.frame.f_locals.values()]
+    lent = [value for value in values if isinstance(value, memoryview) and not isinstance(value.obj, bytes)]
+    assert values and not lent
+
+
 def test_half_a_checkpoint_is_never_under_its_name(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
     writer = WholeCheckpoints()

@@ -72,7 +72,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         # Into memory first: on a full disk torch.save raises errors of its own that do not say so.
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        write_bytes(Path(path), buffer.getbuffer())
+        write_bytes(Path(path), buffer.getvalue())
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Reads the file `path`, weights only whatever is asked for."""
