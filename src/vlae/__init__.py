@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 # Imported when they are first used: they bring Lightning and matplotlib, which many a script does without.
-_LATER = ("evaluation", "experiments", "explorer", "figures", "models", "objectives", "training")
+_LATER = ("evaluation", "experiments", "explorer", "figures", "objectives", "training")
 
 
 def __getattr__(name: str) -> Any:

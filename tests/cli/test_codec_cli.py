@@ -1,6 +1,8 @@
 """`vlae compress`, `decompress` and `info`: end to end on files, and errors in one line with exit code 2."""
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -88,6 +90,39 @@ def test_compress_says_what_it_did(here, model, capsys):
     assert "decoded again and compared" in out
     assert main(["compress", "in", "out.vlae", "--model", model, "--verify=false"]) == 0
     assert "compared" not in capsys.readouterr().out
+
+
+def test_raw_is_the_files_own_pixels(here, model, capsys):
+    """Without a model each of the 9 * 15 + 3 * 2 + 8 * 8 pixels takes log2(17) bits; what tiles add is not counted."""
+    assert main(["compress", "in", "out.vlae", "--model", model]) == 0
+    raw = 205 * np.log2(LEVELS) / 8
+    assert f"{(here / 'out.vlae').stat().st_size / raw:.1f} times larger than raw" in capsys.readouterr().out
+    sure = vlae.load(model)
+    with torch.no_grad():  # of black: the decoder's last layer gives every level a map
+        list(sure.decoder.parameters())[-1].view(LEVELS, 64)[0] += 9
+    sure.save_pretrained("sure")
+    Image.fromarray(np.zeros((200, 80), np.uint8)).save("in/one.png")
+    assert main(["compress", "in/one.png", "out.vlae", "--model", "sure"]) == 0
+    raw = 200 * 80 * np.log2(LEVELS) / 8
+    size = (here / "out.vlae").stat().st_size
+    assert size < raw
+    assert f"{raw / size:.1f} times smaller than raw" in capsys.readouterr().out
+
+
+def test_what_it_says_to_decompress_with_does(here, model, capsys):
+    """For a run whose name has a space in it, too: the last line's command is run as a shell would read it."""
+    run = here / "outputs" / "my run"
+    shutil.copytree(model, run / "model")
+    (run / "config.yaml").write_text("seed: 0")
+    for choice in (["--model", "outputs/my run"], ["--run", "outputs/my run"], []):
+        assert main(["compress", "in", "out.vlae", *choice]) == 0
+        command = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": ")[2])
+        assert command[:2] == ["vlae", "decompress"]
+        assert main([*command[1:], "--overwrite"]) == 0
+        assert all(
+            np.array_equal(*(np.asarray(Image.open(here / d / name)) for d in ("in", "DIRECTORY")))
+            for name in files(here / "in")
+        )
 
 
 def test_verify_false_as_documented(here, model):

@@ -140,6 +140,20 @@ def test_state_survives_a_checkpoint_that_is_read_without_unpickling(tiny_vae, b
     assert other.optimizer.state_dict()["state"][0]["step"] == 5
 
 
+def test_state_that_was_loaded_follows_the_weights_to_another_dtype(tiny_vae, binary, prepared):
+    """A checkpoint's state is taken back before the objective goes to where it trains: here to float64."""
+    single, x = tiny_vae().float(), binary(6)
+    before, _ = prepared(single)
+    before.update(computed(before, single, x.float())[1])
+    after, term = prepared(copy.deepcopy(single))
+    after.load_state_dict(before.state_dict())
+    after.double()
+    after.update(computed(after, single.double(), x)[1])
+    states = term.optimizer.state_dict()["state"].values()
+    assert all(state["exp_avg"].dtype == state["exp_avg_sq"].dtype == torch.float64 for state in states)
+    assert all(state["step"] == 2 for state in states)
+
+
 def test_loaded_state_is_a_copy(tiny_vae, binary, prepared):
     model, x = tiny_vae(), binary(6)
     (one, term), (two, _) = prepared(model), prepared(model)

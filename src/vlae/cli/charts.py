@@ -203,8 +203,6 @@ def viz_rate_distortion(words: list[str]) -> int:
     from vlae.evaluation.passes import batches_of
     from vlae.figures.studies import Point, rate_distortion
 
-    if settings.targets and (settings.model or settings.run or settings.config):
-        raise VlaeError(f"give {' '.join(settings.targets)} or one of --model, --run and --config, not both")
     points: list[Point] = []
     directory, protocol, on = Path("outputs"), "", ""
     for target in settings.targets or [None]:

@@ -62,14 +62,12 @@ def compress(words: list[str]) -> int:
         + (", decoded again and compared" if settings.verify else "")
     )
     named = next((f" --{key} {shlex.quote(settings[key])}" for key in ("model", "run", "config") if settings[key]), "")
-    print(f"{output}: vlae decompress {output} DIRECTORY{named or f' --run {directory}'}")
+    print(f"{output}: vlae decompress {output} DIRECTORY{named or f' --run {shlex.quote(str(directory))}'}")
     return 0
 
 
 def raw_bits(found: dict[str, Any]) -> float:
     """The bits of what was compressed without any model: of files their own pixels, not those that tiles add."""
-    if not found["pictures"]:
-        return found["images"] * math.prod(found["image_shape"]) * math.log2(found["levels"])
     values = (p["height"] * p["width"] * p["number"] * (3 if p["mode"] == "RGB" else 1) for p in found["pictures"])
     return sum(values) * math.log2(found["levels"])
 

@@ -74,7 +74,7 @@ def experiment(words: list[str]) -> int:
 
     if words and not (settings.list or settings.name):
         raise VlaeError("say which study before its options: vlae experiment NAME ...; no words at all list them")
-    if not settings.name or settings.list:
+    if settings.list or not settings.name:
         print(study.listing())
         return 0
     chosen = study.load(study.find(settings.name))

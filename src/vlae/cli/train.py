@@ -36,10 +36,7 @@ def train(words: list[str]) -> int:
     data: run.DataSettings = objects.data
     # Only the first process finds the directory as it was: the others may come when it has begun.
     directory = run.choose_directory(objects.run, config_name or data.name, settings.resume or not processes.first())
-    try:
-        torch.manual_seed(settings.seed)
-    except (ValueError, RuntimeError):
-        raise VlaeError(f"seed {settings.seed} is none: give an integer of 64 bits") from None
+    torch.manual_seed(settings.seed)
     image_shape = data.load(data.split).image_shape
     try:
         model = build_model(model_settings, image_shape)

@@ -335,7 +335,7 @@ def _clash(targets: Sequence[str]) -> tuple[int, int] | None:
 
 def _image(path: Path) -> np.ndarray:
     """uint8 [1, C, h, w]."""
-    with formats.reading(path, "image"), formats.open_image(path) as image:
+    with formats.reading(path, "image", "replace or remove it"), formats.open_image(path) as image:
         if image.format not in folder.FORMATS:  # others lose bits on the way to 8
             raise VlaeError(f"{path}: its content is {image.format}; save it as PNG")
         if image.mode.startswith(("I", "F")) or _deep(image):

@@ -121,7 +121,7 @@ def folder(
 
 def read_image(path: Path, mode: str, size: int | None = None) -> Tensor:
     """An image file as uint8 [C, h, w], turned as its EXIF data says; with `size`, its middle square resized."""
-    with formats.reading(path, "image"), formats.open_image(path, FORMATS) as image:
+    with formats.reading(path, "image", "replace or remove it"), formats.open_image(path, FORMATS) as image:
         if image.mode.startswith(("I", "F")):
             raise VlaeError(f"{path}: pixels of more than 8 bits ({image.mode}); save it with 8 bits")
         upright = ImageOps.exif_transpose(image).convert(mode)

@@ -23,8 +23,8 @@ _LIMIT = 1 << 30  # bytes; no idx file of a known set and no picture comes near;
 
 
 @contextmanager
-def reading(path: Path, kind: str) -> Iterator[None]:
-    """Turn whatever a parser raises on a broken file into one line.
+def reading(path: Path, kind: str, advice: str = "fetch the file again") -> Iterator[None]:
+    """Turn whatever a parser raises on a broken file into one line, which ends with what to do.
 
     Parsers of third parties raise almost anything on broken bytes, so every `Exception` is meant.
     """
@@ -33,10 +33,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     except VlaeError:
         raise
     except Exception as error:
-        if kind == "image":  # one of the user's own; what Pillow says of bytes that are none names an address in memory
-            reason = "" if "object at 0x" in str(error) else f" ({one_line(error)})"
-            raise VlaeError(f"{path}: not a readable image{reason}; replace or remove it") from error
-        raise VlaeError(f"{path}: not a readable {kind} ({one_line(error)}); fetch the file again") from error
+        raise VlaeError(f"{path}: not a readable {kind} ({one_line(error)}); {advice}") from error
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Evaluation: bounds in nats and bits, and where the rate goes."""
 
 from vlae.evaluation.bounds import Evaluation, evaluate
-from vlae.evaluation.information import BITS, LatentStatistics, noise_means
+from vlae.evaluation.information import BITS, LatentStatistics, bits_of_groups, noise_means
 from vlae.evaluation.kept import KeptLikelihoods
 from vlae.evaluation.likelihood import Likelihoods, LogMeanExp, evaluate_nll, importance_nll, likelihoods
 from vlae.evaluation.passes import keyed_generators
@@ -13,6 +13,7 @@ __all__ = [
     "LatentStatistics",
     "Likelihoods",
     "LogMeanExp",
+    "bits_of_groups",
     "evaluate",
     "evaluate_nll",
     "importance_nll",

@@ -16,8 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from vlae import processes
 from vlae.data import Batch
 from vlae.errors import VlaeError
-from vlae.evaluation import LatentStatistics, keyed_generators, noise_means
-from vlae.evaluation.information import bits_of_groups
+from vlae.evaluation import LatentStatistics, bits_of_groups, keyed_generators, noise_means
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.objectives import Objective
 from vlae.training.checkpoints import FORMAT
