@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from vlae import files
-from vlae.files import aside, replacing, replacing_directory, set_aside, write_text, write_together
+from vlae.files import aside, check_place, replacing, replacing_directory, set_aside, write_text, write_together
 
 
 def test_writes_and_replaces(tmp_path):
@@ -156,6 +156,20 @@ def test_only_one_copy_is_set_aside_when_a_process_is_killed_between_the_renames
         write_model(tmp_path)
     (kept,) = set_aside(path)
     assert (kept / "part").read_text() == "old"
+
+
+def test_places_are_checked_and_nothing_is_made(tmp_path, monkeypatch):
+    check_place(tmp_path)
+    check_place(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        with pytest.raises(NotADirectoryError) as error:
+            check_place(tmp_path / place)
+        assert error.value.filename == str(tmp_path / "file")
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) != str(tmp_path))
+    with pytest.raises(PermissionError):
+        check_place(tmp_path / "a" / "b")
 
 
 def test_json_text_has_null_where_json_has_no_number():

@@ -51,6 +51,20 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def check_place(directory: Path) -> None:
+    """Refuses a directory that can be neither made nor written to, before hours are spent on what is to go there.
+
+    Nothing is made yet. Raises `OSError`, which names the file or directory that is in the way.
+    """
+    place = directory.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file."""
     with replacing(path) as temporary:

@@ -61,6 +61,11 @@ def per_machine() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched() > 1 else 1
 
 
+def index_on_machine() -> int:
+    """The number of this process among those on this machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
 def first() -> bool:
     """Whether this is the process that prints and writes, also before they can talk to each other.
 

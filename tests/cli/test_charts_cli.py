@@ -206,6 +206,7 @@ def test_images_without_labels_have_one_colour_and_it_is_said(here, capsys):
         ("training-curves --run outputs/unlogged", "no logs/metrics.csv"),
         ("rate-distortion vae outputs/tiny", "different data"),
         ("rate-distortion vae --model vae", "not both"),
+        ("aggregate-posterior --model vae --dims 0 --top 2", "--top or --dims"),
         ("rate-distortion --model vae --run outputs/tiny", "one of --model, --run and --config"),
         ("rate-distortion nothing", "no saved model at 'nothing'"),
         ("bits --model mnist-dynamic --data.name digits --data.binarize dynamic", "1x28x28 images"),

@@ -130,7 +130,7 @@ def test_newest_run_is_the_default_and_said(here, capsys):
         ("eval outputs/tiny --quality_images 1", "quality_images must be at least 2"),
         ("eval outputs/tiny --strict", "add --criteria"),
         ("eval outputs/tiny --criteria --vae mnist-dynamic", "1x28x28 images and those of digits are 1x8x8"),
-        ("eval mnist-dynamic --data.name digits --data.binarize dynamic", "give --data.name"),
+        ("eval mnist-dynamic --data.name digits --data.binarize dynamic", "choose a data set of such images"),
         ("eval mnist-codec --data.name digits", "1x28x28 images and those of digits are 1x8x8"),
         ("eval --run outputs/tiny --data.split tset", "split"),
         ("sample prior --run outputs/tiny --count 0", "count must be at least 1"),
@@ -177,6 +177,21 @@ def test_an_unknown_class_is_answered_with_the_known_ones(kind, listed, capsys):
     assert main(["train", "--config", "digits", f"--{kind}", "NOPE"]) == 2
     error = capsys.readouterr().err
     assert f"unknown {kind} 'NOPE'" in error and listed in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["abc", "{class_path: Nope}"])
+def test_a_bad_value_of_an_argument_is_not_blamed_on_its_class(value, capsys):
+    assert main(["train", "--config", "digits", "--objective.free_nats", value, "--run.name", "x"]) == 2
+    error = capsys.readouterr().err
+    assert "free_nats" in error and "unknown objective" not in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("kind", "listed"), [("model", "LadderVAE"), ("objective", "IWAE")])
+@pytest.mark.parametrize("rest", [[], ["--config", "digits"]])
+def test_help_on_a_class_needs_its_name(kind, listed, rest, capsys):
+    assert main(["train", f"--{kind}.help", *rest]) == 2
+    error = capsys.readouterr().err
+    assert f"--{kind}.help=NAME" in error and listed in error and len(error.splitlines()) == 1
 
 
 def test_hints_are_never_what_was_typed(capsys):

@@ -198,6 +198,8 @@ def test_what_compress_refuses(here, model, reversed_model, capsys):
     assert "no such file" in fails(capsys, "compress", "nowhere", "out.vlae", "--model", model)
     assert "give what to compress" in fails(capsys, "compress", "out.vlae", "--model", model)
     assert "not both" in fails(capsys, "compress", "in", "out.vlae", "--model", model, "--data.name", "digits")
+    for option in ("--data.binarize", "--data.limit", "--data.split"):
+        assert f"{option} is for a data set" in fails(capsys, "compress", "in", "o.vlae", "--model", model, option, "1")
     assert "flow_order" in fails(
         capsys,
         "compress",

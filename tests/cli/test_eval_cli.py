@@ -88,6 +88,35 @@ def test_a_run_says_how_many_nats_were_free_when_it_ended(folder):
     assert config["metadata"]["free_nats_at_end"] == 0.0
 
 
+def test_nothing_to_measure_is_refused(folder, capsys):
+    assert main(["eval", "outputs/tiny", "--only", "nll", "--nll_samples", "0", "--output", "nothing"]) == 2
+    assert "nothing is to be measured" in capsys.readouterr().err
+    assert not (folder / "nothing").exists()
+
+
+def test_images_that_were_trained_on_are_told(folder, capsys):
+    said = "the model was trained on these images"
+    for split, told in {"train": True, "train+validation": True, "validation": False, "test": False}.items():
+        words = ["eval", "outputs/tiny", "--only", "bound", "--data.limit", "20", "--data.split", split]
+        assert main([*words, "--output", "on"]) == 0
+        assert (said in " ".join(capsys.readouterr().out.split())) == told
+        assert any(said in note for note in json.loads((folder / "on/evaluation.json").read_text())["notes"]) == told
+
+
+@pytest.mark.parametrize("command", ["eval", "doctor"])
+def test_a_place_that_is_none_is_refused_before_anything_is_measured(folder, capsys, monkeypatch, command):
+    from vlae.evaluation import doctor, report
+
+    for module, name in ((report, "measure"), (report, "helpers"), (doctor, "diagnose")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("it was measured"))
+    shutil.copytree(folder / "outputs/tiny/model", folder / "run" / "model", dirs_exist_ok=True)
+    (folder / "run" / "reports").write_text("in the way")
+    assert main([command, "run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vlae: error: ") and "reports" in error and error.count("\n") == 1
+    assert (folder / "run" / "reports").read_text() == "in the way"
+
+
 def test_models_without_their_data_name_are_asked_for_it(folder, capsys):
     shutil.copytree(folder / "outputs/tiny/model", folder / "nameless")
     config = json.loads((folder / "nameless/config.json").read_text())

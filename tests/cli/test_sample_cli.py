@@ -124,7 +124,7 @@ def test_a_conditional_model_goes_from_one_image_to_another_of_its_label(here, d
 
 
 def test_traversal_shows_the_quantiles_and_the_rate(here, drawn):
-    run("viz traverse --model vae --dims 1 --image 5 6 --quantiles 0.1 0.5 --space z")
+    run("viz traverse --model vae --dims 1 --image 5 6 --quantiles 0.1 0.5 --space latent")
     images, rows, columns, starts, title = drawn["traversals"]
     assert rows == ["image 5", "image 6"] and columns == ["0.1", "0.5"] and "bits" in title and "z 1," in title
     model, x = vlae.load(here / "vae"), held_out().tensor()[[5, 6]]
@@ -258,7 +258,7 @@ def test_every_kind_of_model_that_can(here, words):
         ("sample complete --model vlae --candidates 0", "candidates"),
         ("viz traverse --model vae --dims 3", "dimensions 0 to 2; got 3"),
         ("viz traverse --model vae --quantiles 0 0.5", "between 0 and 1"),
-        ("viz traverse --model vae --space w", "'noise' or 'z'"),
+        ("viz traverse --model vae --space w", "'latent' or 'noise'"),
         ("viz traverse --model vae --image 1 2", "give one --image"),
         ("viz traverse --model vae --dims 0 1 --output x.png", "leave it out"),
         ("viz traverse --model codes", "discrete codes"),
@@ -268,6 +268,11 @@ def test_every_kind_of_model_that_can(here, words):
         ("viz decompressions --model pixels", "vlae sample prior"),
         ("viz decompressions --model vae --draws 0", "draws must be 1 or more"),
         ("viz decompressions --model vae --count 0", "count must be 1 or more"),
+        ("sample interpolate --model vae --images 0 1 --pairs 3", "--pairs or --images"),
+        ("sample complete --model vlae --given left --mask small.png", "--given or --mask"),
+        ("sample prior --model pixels --temperature 0.5", "--pixel_temperature"),
+        ("viz traverse --model vae --dims 0 --count 3", "--count or dimensions"),
+        ("viz traverse --model vae --dim 0 --count 3", "--count or dimensions"),
         ("sample complete --model vlae --images []", "one image or more"),
     ],
 )

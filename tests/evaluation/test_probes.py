@@ -10,6 +10,7 @@ import torch
 from vlae import VlaeError
 from vlae.data import ImageDataset, load
 from vlae.evaluation import probes
+from vlae.evaluation.codes import code_means
 
 
 def clusters(count, seed, spread=0.1):
@@ -79,10 +80,10 @@ def test_codes_are_the_posterior_means_whatever_their_form(tiny_vae):
     x = data.tensor().double()
     expected = model.encode(x).mean
     for batch_size in (2, 100):
-        torch.testing.assert_close(probes.posterior_means(model, data, batch_size), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(code_means(model, data, batch_size=batch_size), expected, rtol=1e-12, atol=1e-12)
     maps, vector = torch.randn(7, 2, 3, 3), torch.randn(7, 4)
     model.encode = lambda x: SimpleNamespace(mean=(maps, vector))
-    codes = probes.posterior_means(model, data)
+    codes = code_means(model, data)
     assert codes.dtype == torch.float64
     torch.testing.assert_close(codes.float(), torch.cat([maps.flatten(1), vector], 1))
 
@@ -94,7 +95,7 @@ def test_a_conditional_models_codes_know_their_context():
     options = {"latent_dim": 3, "architecture": "mlp", "widths": [6], "likelihood": "gaussian"}
     model = vlae.ConditionalVAE((1, 8, 8), classes=10, **options).eval()
     expected = model.encode(data.tensor(), context=data.labels).mean.double()
-    torch.testing.assert_close(probes.posterior_means(model, data, 4), expected.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(code_means(model, data, batch_size=4), expected.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_probes_of_pixels_are_good_and_the_same_every_time():

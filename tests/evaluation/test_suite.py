@@ -307,7 +307,7 @@ def test_progress_ends_where_it_should(sets, judge):
 
 
 def test_other_images_are_refused(sets):
-    with pytest.raises(VlaeError, match=r"1x5x4 images and those of noise are 1x8x8: give --data\.name"):
+    with pytest.raises(VlaeError, match=r"1x5x4 images and those of noise are 1x8x8: choose a data set of such images"):
         measure(vlae.VAE((1, 5, 4), latent_dim=2, architecture="mlp"), *sets)
     grey = ImageDataset(torch.zeros(3, *SHAPE, dtype=torch.uint8), 17, split="test")
     with pytest.raises(VlaeError, match="2 levels"):
@@ -339,7 +339,7 @@ def test_faint_copies_in_idle_dimensions_do_not_count(monkeypatch):
 
     v = grid([3, 4]).repeat(10, 1)
     test = ImageDataset(images(120, "test").images, 2, name="noise", split="test", factors=v)
-    monkeypatch.setattr(suite, "posterior_means", lambda *_: torch.cat([v, 1e-3 * v], 1).double())
+    monkeypatch.setattr(suite, "code_means", lambda *_: torch.cat([v, 1e-3 * v], 1).double())
     result = measure(make("VAE"), test, None, Settings(only=("disentanglement",), **SMALL))
     assert result.values["mig"] == 1.0 and result.values["dci_completeness"] == pytest.approx(1)
     assert any("2 of their dimensions varying" in note for note in result.notes)

@@ -13,7 +13,7 @@ from vlae import VQVAE, VlaeError
 from vlae.cli import main
 from vlae.data import ImageDataset, load
 from vlae.evaluation import evaluate
-from vlae.evaluation.probes import posterior_means
+from vlae.evaluation.codes import code_means
 from vlae.evaluation.report import show
 from vlae.evaluation.suite import Settings, measure
 from vlae.models.base import LatentVariableModel
@@ -390,7 +390,7 @@ def test_probes_read_the_vectors_of_the_codes():
     model = make((1, 8, 8), likelihood="categorical", likelihood_options={"levels": 17})
     expected = model.codebook.vectors[model.encode(data.tensor().double()).mean].flatten(1)
     assert expected.shape == (7, 16 * 3)
-    torch.testing.assert_close(posterior_means(model, data, 4), expected)
+    torch.testing.assert_close(code_means(model, data, batch_size=4), expected)
 
 
 def test_samples_come_from_the_prior_and_follow_the_generator():

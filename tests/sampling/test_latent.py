@@ -46,6 +46,13 @@ def test_what_lies_outside_of_0_and_1_is_cut(tmp_path):
     assert np.load(path)["images"].flatten().tolist() == [0, 255]
 
 
+def test_completion_with_broken_weights_is_refused_in_one_line(tiny_vlae):
+    model = tiny_vlae()
+    next(model.decoder.parameters()).data.fill_(float("nan"))
+    with pytest.raises(VlaeError, match="weights are broken"):
+        complete(model, torch.zeros(2, 1, 5, 4).double(), torch.ones(4, dtype=torch.bool), candidates=3)
+
+
 def test_completions_by_a_density_are_images(tiny_vlae):
     model = tiny_vlae((1, 6, 6), likelihood="gaussian")
     mask = torch.zeros(1, 1, 6, 6, dtype=torch.bool)

@@ -69,9 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if processes.ended_elsewhere(error):
             return fail("another process of this command has ended; a training run continues with --resume")
+        if out_of_memory(error):
+            return fail("out of memory: make --batch_size smaller (of a training data.batch_size), or the model")
         raise
     except KeyboardInterrupt:
         return fail("interrupted; a training run continues with --resume", code=130)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device has no more memory; of the CPU's PyTorch tells by the words alone."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def run(words: list[str]) -> int:

@@ -66,7 +66,7 @@ def viz_aggregate_posterior(words: list[str]) -> int:
     add_choice(parser)
     add_data(parser)
     parser.add_argument("--count", type=int, default=5000, help="how many images, at most")
-    parser.add_argument("--top", type=int, default=5, help="so many dimensions, those of the largest rate")
+    parser.add_argument("--top", type=int | None, default=None, help="so many, those of the largest rate; else 5")
     parser.add_argument("--dims", type=list[int] | None, default=None, help="or these: --dims 0 1 2")
     parser.add_argument("--space", type=str, default="latent", help="latent, or the prior's noise that z stands for")
     parser.add_argument("--seed", type=int, default=0, help="of all noise")
@@ -75,13 +75,16 @@ def viz_aggregate_posterior(words: list[str]) -> int:
     from vlae import figures
     from vlae.evaluation import codes
 
-    if settings.top < 1:
-        raise VlaeError(f"top must be at least 1; got {settings.top}")
+    if settings.top is not None and settings.dims is not None:
+        raise VlaeError("give --top or --dims, not both")
+    top = 5 if settings.top is None else settings.top
+    if top < 1:
+        raise VlaeError(f"top must be at least 1; got {top}")
     model, directory = choose_model(settings)
     codes.check_code(model, settings.space)
     data = _some(choose_data(settings, model), model, settings.count)
     draws = codes.code_draws(model, data, settings.space, settings.seed)
-    dimensions, names = _dimensions(model, data, settings, settings.top)
+    dimensions, names = _dimensions(model, data, settings, top)
     prior = codes.prior_draws(model, len(draws), settings.space, settings.seed)
     exact = codes.has_normal_marginals(model, settings.space)
     what = "noise ε = f⁻¹(z)" if settings.space == "noise" else "z"
@@ -163,7 +166,7 @@ def viz_receptive_field(words: list[str]) -> int:
 def viz_training_curves(words: list[str]) -> int:
     """How distortion, rate and -ELBO moved in a run, from its logs/metrics.csv."""
     parser = parser_for("viz training-curves")
-    add_choice(parser)
+    add_choice(parser, device=False)
     _add_output(parser, "training_curves")
     settings = parse(parser, words)
     from vlae import figures
@@ -184,7 +187,11 @@ def viz_rate_distortion(words: list[str]) -> int:
     """Models or runs in the rate-distortion plane, measured on the same held-out images."""
     parser = parser_for("viz rate-distortion")
     parser.add_argument(
-        "targets", type=str, nargs="*", help="run directories, saved models, pretrained names; else the newest run"
+        "targets",
+        type=str,
+        nargs="*",
+        default=[],
+        help="runs, saved models, pretrained names; else the newest run",
     )
     add_choice(parser)
     add_data(parser)

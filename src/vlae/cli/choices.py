@@ -18,11 +18,15 @@ def parser_for(name: str) -> Any:
     return ArgumentParser(prog=f"vlae {name}", description=COMMANDS[name][1], exit_on_error=False, allow_abbrev=False)
 
 
-def add_choice(parser: Any) -> None:
-    """Which model: `choose_model` reads it."""
+def add_choice(parser: Any, device: bool = True) -> None:
+    """Which model, and for what computes with it also where: `choose_model` reads it."""
     parser.add_argument("--model", type=str | None, default=None, help="pretrained name, saved model, or hf:org/name")
     parser.add_argument("--run", type=str | None, default=None, help="run directory")
     parser.add_argument("--config", type=str | None, default=None, help="the run of this configuration")
+    if device:
+        parser.add_argument(
+            "--device", type=str, default="cpu", help="cpu, cuda, cuda:1, or auto: a GPU if there is one"
+        )
 
 
 def add_data(parser: Any) -> None:
@@ -65,6 +69,18 @@ def check_one_choice(settings: Any) -> None:
 
 def choose_model(settings: Any) -> tuple[Any, Path]:
     """The model that was asked for, else that of the newest run (saying so), and where to put what is made of it."""
+    import torch
+
+    from vlae.machine import find_device
+
+    device = find_device(settings.get("device") or "cpu")  # before anything is read
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # bounds are sums over all pixels: convolutions keep float32's 24 bits
+    model, directory = _chosen(settings)
+    return model.to(device), directory
+
+
+def _chosen(settings: Any) -> tuple[Any, Path]:
     from vlae.models.hub import PREFIX
     from vlae.models.saving import load, pretrained_names
     from vlae.training.checkpoints import load_any
@@ -144,14 +160,14 @@ def choose_data(settings: Any, model: Any) -> Any:
 
 
 def choose_images(data: Any, model: Any, rows: list[int]) -> tuple[Any, Any]:
-    """The images of these numbers, [N, C, H, W] in the model's dtype, and their context where it takes one."""
+    """The images of these numbers, [N, C, H, W], placed where the model is, and their context where it takes one."""
     if not rows:
         raise VlaeError("give the number of one image or more")
     if bad := [row for row in rows if not 0 <= row < len(data)]:
         raise VlaeError(f"there is no image {bad[0]}: {data.name} {data.split} has images 0 to {len(data) - 1}")
     part = data.subset(max(rows) + 1)
     context = model.context_of(part.labels, part.factors, part.name)
-    x = part.tensor()[rows].to(next(model.parameters()).dtype)
+    x = model.placed(part.tensor()[rows])
     return x, None if context is None else context[rows]
 
 

@@ -31,23 +31,32 @@ def viz_traverse(words: list[str]) -> int:
     add_data(parser)
     parser.add_argument("--dims", type=list[int], default=[], help="these dimensions, a picture for each")
     parser.add_argument("--dim", type=int | None, default=None, help="the same for one")
-    parser.add_argument("--count", type=int, default=8, help="or so many, the most informative, in one picture")
+    parser.add_argument(
+        "--count",
+        type=int | None,
+        default=None,
+        help="or so many, the most informative; else 8",
+    )
     parser.add_argument("--image", type=list[int], default=[0], help="number of the image; with --dims also several")
     parser.add_argument("--quantiles", type=list[float], default=QUANTILES, help="their probabilities")
-    parser.add_argument("--space", type=str, default="noise", help="what moves: the prior's noise, or z itself")
+    parser.add_argument("--space", type=str, default="noise", help="what moves: noise (the prior's), or latent (z)")
     add_pixels(parser)
     parser.add_argument(
         "--output", type=str | None, default=None, help="PNG; else the run's grids/traverse.png or traverse_dim_K.png"
     )
     settings = parse(parser, words, flags=["--greedy"], lists=["--dims", "--image", "--quantiles"])
     from vlae import figures
+    from vlae.evaluation.codes import SPACES
     from vlae.sampling import dimension_rates
     from vlae.sampling.decoding import require_continuous
     from vlae.sampling.traversal import check_dimensions
 
     named = [*settings.dims, *([] if settings.dim is None else [settings.dim])]
-    if settings.space not in ("noise", "z"):
-        raise VlaeError(f"the space must be 'noise' or 'z'; got {settings.space!r}")
+    if settings.space not in SPACES:
+        raise VlaeError(f"the space must be {' or '.join(map(repr, SPACES))}; got {settings.space!r}")
+    if named and settings.count is not None:
+        raise VlaeError("give --count or dimensions by number, not both")
+    settings["count"] = 8 if settings.count is None else settings.count
     if len(settings.image) > 1 and not named:
         raise VlaeError("several images are for --dims, a picture for each dimension: give one --image, or --dims")
     if settings.output and len(named) > 1:

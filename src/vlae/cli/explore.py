@@ -13,7 +13,7 @@ def explore(words: list[str]) -> int:
     """Serves a page with sliders over z, interpolation, completion by drawing, and what an image costs."""
     parser = parser_for("explore")
     add_target(parser)
-    add_choice(parser)
+    add_choice(parser, device=False)
     parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; others than this: anyone")
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one")
     parser.add_argument("--open", type=bool, default=True, help="open the page in a browser; --no-open does not")

@@ -11,7 +11,7 @@ def export(words: list[str]) -> int:
     parser = parser_for("export")
     add_target(parser)
     parser.add_argument("directory", type=str, help="where to put the programs")
-    add_choice(parser)
+    add_choice(parser, device=False)
     parser.add_argument("--onnx", type=bool, default=False, help="ONNX too; needs pip install 'vlae[onnx]'")
     settings = parse(parser, words, flags=["--onnx"])
     from vlae.models.exporting import export as write_programs

@@ -19,7 +19,7 @@ def compress(words: list[str]) -> int:
     """Image files, directories or a data set to one .vlae file."""
     parser = parser_for("compress")
     parser.add_argument("paths", type=str, nargs="+", help="image files, directories or arrays, then the file to write")
-    add_choice(parser)
+    add_choice(parser, device=False)
     add_data(parser)
     parser.add_argument("--lossy_step", type=float | None, default=None, help="keep only z, in bins of this width")
     parser.add_argument("--lossy_bits", type=float | None, default=None, help="keep only z, in so many bits an image")
@@ -35,6 +35,9 @@ def compress(words: list[str]) -> int:
         raise VlaeError("give what to compress and then the file to write: vlae compress DIR_OR_FILES OUT.vlae")
     if inputs and settings.data.name is not None:
         raise VlaeError("give files or --data.name, not both")
+    others = [word.partition("=")[0] for word in words if word.startswith("--data.")]
+    if inputs and others:
+        raise VlaeError(f"{others[0]} is for a data set: give files, or --data.name with it")
     if Path(output).suffix != ".vlae":
         raise VlaeError(f"the last name is the file to write and should end in .vlae; got {output!r}")
     model, directory = choose_model(settings)
@@ -77,7 +80,7 @@ def decompress(words: list[str]) -> int:
     parser = parser_for("decompress")
     parser.add_argument("file", type=str, help="the .vlae file")
     parser.add_argument("directory", type=str, help="where to put the pictures")
-    add_choice(parser)
+    add_choice(parser, device=False)
     parser.add_argument("--only", type=list[str], default=[], help="names of pictures: only their blocks are decoded")
     parser.add_argument("--texture", type=str, default="sample", help="of a lossy file: sample, greedy or mean")
     parser.add_argument("--seed", type=int, default=0, help="of a lossy file's texture")

@@ -28,7 +28,7 @@ def sample_interpolate(words: list[str]) -> int:
     parser = parser_for("sample interpolate")
     add_choice(parser)
     add_data(parser)
-    parser.add_argument("--pairs", type=int, default=6, help="how many pairs of ends")
+    parser.add_argument("--pairs", type=int | None, default=None, help="how many pairs of ends; 6 if not given")
     parser.add_argument("--steps", type=int, default=9, help="of each path, with both ends")
     parser.add_argument("--path", type=str, default="spherical", help="linear, spherical or both")
     parser.add_argument("--images", type=list[int], default=[], help="numbers of the images at the ends, two a pair")
@@ -47,6 +47,9 @@ def sample_interpolate(words: list[str]) -> int:
     from vlae.sampling.decoding import one_code, require_continuous
 
     kinds = ["linear", "spherical"] if settings.path == "both" else [settings.path]
+    if settings.pairs is not None and settings.images:
+        raise VlaeError("give --pairs or --images, not both: two images make a pair")
+    settings["pairs"] = 6 if settings.pairs is None else settings.pairs
     require_positive("pairs", settings.pairs)
     model, directory = choose_model(settings)
     require_continuous(model, "an interpolation")

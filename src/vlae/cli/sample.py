@@ -42,6 +42,8 @@ def sample_prior(words: list[str]) -> int:
     from vlae.sampling import prior_samples, save_array
 
     model, directory = choose_model(settings)
+    if not model.latent_size and settings.temperature != 1:
+        raise VlaeError(f"a {type(model).__name__} has no z whose prior had a temperature: give --pixel_temperature")
     context = choose_context(settings, model, settings.count)
     images = prior_samples(
         model, settings.count, settings.temperature, settings.pixel_temperature, settings.seed, context=context
@@ -124,9 +126,9 @@ def sample_complete(words: list[str]) -> int:
     add_data(parser)
     parser.add_argument(
         "--given",
-        type=str,
-        default="upper",
-        help="upper, lower, left or right half; or a share of the rows, from above",
+        type=str | None,
+        default=None,
+        help="upper (as if not given), lower, left or right half; or a share of the rows, from above",
     )
     parser.add_argument("--mask", type=str | None, default=None, help="PNG of the images' size, white where given")
     parser.add_argument("--images", type=list[int], default=[0, 1, 2, 3], help="numbers of the images")
@@ -172,24 +174,25 @@ def _mask(settings: Any, model: Any) -> tuple[Any, str]:
     _, height, width = model.image_shape
     mask = torch.zeros(1, 1, height, width, dtype=torch.bool)
     if settings.mask is not None:
+        if settings.given is not None:
+            raise VlaeError("give --given or --mask, not both")
         return _read_mask(Path(settings.mask), height, width), f"the white of {Path(settings.mask).name}"
+    wanted = settings.given or "upper"
     halves = {
         "upper": (slice(height // 2), slice(None)),
         "lower": (slice(height - height // 2, None), slice(None)),
         "left": (slice(None), slice(width // 2)),
         "right": (slice(None), slice(width - width // 2, None)),
     }
-    if settings.given in halves:
-        mask[:, :, *halves[settings.given]] = True
-        return mask, f"the {settings.given} half"
+    if wanted in halves:
+        mask[:, :, *halves[wanted]] = True
+        return mask, f"the {wanted} half"
     try:
-        share = float(settings.given)
+        share = float(wanted)
     except ValueError:
         share = -1
     if not 0 <= share <= 1:
-        raise VlaeError(
-            f"--given is upper, lower, left or right, or a share of the rows from 0 to 1; got {settings.given!r}"
-        )
+        raise VlaeError(f"--given is upper, lower, left or right, or a share of the rows from 0 to 1; got {wanted!r}")
     mask[:, :, : round(share * height)] = True
     return mask, f"the upper {share:g} of the rows"
 

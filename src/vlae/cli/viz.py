@@ -24,7 +24,7 @@ def viz_recon_grid(words: list[str]) -> int:
 
     model, directory = choose_model(settings)
     data = choose_data(settings, model).subset(settings.count)
-    x = data.tensor().to(next(model.parameters()).dtype)
+    x = model.placed(data.tensor())
     context = model.context_of(data.labels, data.factors, data.name)
     path = Path(settings.output or directory / "grids" / "recon_grid.png")
     rows = {"reconstruction": model.reconstruct(x, context=context)}

@@ -147,7 +147,7 @@ class Autoregressive(Distribution):
         if mask.dtype != torch.bool:
             raise VlaeError(f"mask must be bool, True where a pixel is given; got {mask.dtype}")
         try:
-            mask = mask.expand(shape)
+            mask = mask.to(known.device).expand(shape)
         except RuntimeError:
             raise VlaeError(f"mask must broadcast to the images {list(shape)}; got {list(mask.shape)}") from None
         if known.shape != shape:

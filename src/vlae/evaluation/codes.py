@@ -21,7 +21,6 @@ from vlae.distributions.posteriors import GaussianHead
 from vlae.errors import VlaeError
 from vlae.evaluation.information import BITS
 from vlae.evaluation.passes import batches_of, keyed_generators
-from vlae.evaluation.probes import flattened
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
 from vlae.models.vqvae import VQVAE
@@ -106,6 +105,16 @@ def code_bits(
             rates = [shares(q, prior, q.rsample(generator=generators)) for _ in range(draws)]
             rows.append(torch.stack([rate.flatten(1).double().cpu() for rate in rates]).mean(0))
     return torch.cat(rows) * BITS
+
+
+def flattened(z: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Codes of any form, [B, ...] or a tuple of them, as one row each, float64 [B, D].
+
+    Example:
+        >>> flattened((torch.zeros(2, 3), torch.zeros(2, 4, 1, 5))).shape
+        torch.Size([2, 23])
+    """
+    return torch.cat([t.flatten(1) for t in (z if isinstance(z, tuple) else (z,))], 1).double().cpu()
 
 
 def _in_space(prior: Any, z: Any, space: str) -> Tensor:

@@ -79,7 +79,7 @@ def measure(
             f"the model is of {by(model.image_shape)} images and those of {test.name} are {by(test.image_shape)}"
         )
     x = test.tensor()
-    images = images_of(model, x.to(next(model.parameters()).dtype), seed)
+    images = images_of(model, model.placed(x), seed)
     bound = evaluate_dataset(model, test, seed=seed)
     column = {
         "parameters": float(sum(p.numel() for p in model.parameters())),

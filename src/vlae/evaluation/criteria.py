@@ -6,6 +6,7 @@ the evaluation already is measured here.
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 import time
@@ -164,8 +165,9 @@ def check_criteria(
             of_all(found) if found.images.get("bound") == len(test) else None,
         )
     )
-    done(fast(model, test))
-    done(compact(model, test, values.get("negative_elbo")))
+    on_cpu = copy.deepcopy(model).cpu()  # where the speed and the codec are promised
+    done(fast(on_cpu, test))
+    done(compact(on_cpu, test, values.get("negative_elbo")))
     return checks
 
 
@@ -278,7 +280,7 @@ def sharper(part: ImageDataset, values: dict[str, float], references: References
     """Reconstructions are not blurred: compared with a VAE's of the same images, `part`."""
     reference = None
     if references.vae is not None:
-        x = part.tensor().to(next(references.vae.parameters()).dtype)
+        x = references.vae.placed(part.tensor())
         context = references.vae.context_of(part.labels, part.factors)
         decoded = pictures.reconstructions(references.vae, x, context, settings.seed).decoded
         reference = quality.sharpness(decoded).mean().item()

@@ -33,7 +33,7 @@ from vlae.evaluation.model_checks import (
 )
 from vlae.evaluation.passes import batches_of
 from vlae.evaluation.training_checks import instability, overfitting, unfinished
-from vlae.files import json_text, write_text
+from vlae.files import check_place, json_text, write_text
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
 
@@ -91,6 +91,7 @@ def run(
 
     Returns 0; with `strict` 1 where there is a problem.
     """
+    check_place(directory)
     with Progress(TextColumn("{task.description}"), BarColumn(), transient=True) as bars:
         task = bars.add_task("", total=None)
         found = diagnose(
@@ -167,7 +168,6 @@ def gather(
     """Everything that the checks ask for."""
     model.check_levels(dataset.effective_levels, dataset.name)
     model.context_of(dataset.labels, dataset.factors, dataset.name)
-    dtype = next(model.parameters()).dtype
     batches = partial(batches_of, model, dataset, batch_size)
     progress("the run's log")
     history = None if run_directory is None else read_history(run_directory)
@@ -180,19 +180,19 @@ def gather(
         progress("what a nat of rate is worth")
         case.exchange = marginal_exchange(model, batches, seed)
         progress("prior and codes")
-        few = count if is_gaussian(model, dataset, dtype) else min(count, SLOW_PAIRS)
+        few = count if is_gaussian(model, dataset) else min(count, SLOW_PAIRS)
         case.information = information(model, batches, few, seed)
         if few >= 2 * LEAST_OUTSIDE_IMAGES:
             case.outside = prior_outside(model, batches, few, seed=seed)
     if min(model.image_shape[1:]) >= 3:
         progress("pictures")
         part = dataset.subset(min(PICTURES, count))
-        x, context = part.tensor().to(dtype), model.context_of(part.labels, part.factors)
+        x, context = model.placed(part.tensor()), model.context_of(part.labels, part.factors)
         # An autoregressive decoder makes images by drawing: the greedy one misses what is never the likelier value.
         kind = "drawn" if model.autoregressive else "decoded"
         case.images = case.expected = x
         if kind == "decoded" and part.binarize in ("static", "dynamic"):
-            case.expected = part.binarized(None).tensor().to(dtype)
+            case.expected = part.binarized(None).tensor()
         if model.latent_size:
             case.reconstructions = getattr(pictures.reconstructions(model, x, context, seed), kind)
         if case.outside is None or not case.outside.broken:
@@ -201,12 +201,12 @@ def gather(
 
 
 @torch.no_grad()
-def is_gaussian(model: LatentVariableModel, dataset: ImageDataset, dtype: torch.dtype) -> bool:
+def is_gaussian(model: LatentVariableModel, dataset: ImageDataset) -> bool:
     """Whether the model's posterior is a diagonal Gaussian."""
     first = dataset.subset(1)
     told = given(model.context_of(first.labels, first.factors))
     with model.evaluating():
-        return isinstance(model.encode(first.tensor().to(dtype), **told), DiagonalGaussian)
+        return isinstance(model.encode(model.placed(first.tensor()), **told), DiagonalGaussian)
 
 
 COLOURS = {PROBLEM: "bold red", NOTICE: "yellow", OK: "green"}

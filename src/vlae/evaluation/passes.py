@@ -27,14 +27,13 @@ def keyed_generators(indices: Iterable[int], seed: int, stream: int = 0) -> list
 
 
 def batches_of(model: LatentVariableModel, dataset: ImageDataset, batch_size: int = 250) -> Iterator[Parts]:
-    """The images in order, in the model's precision, with their positions and their context.
+    """The images in order, in the model's precision and on its device, with their positions and their context.
 
     What is drawn anew at each visit is drawn once here, so that the batch size is memory, not the result.
     """
-    dtype = next(model.parameters()).dtype
     for batch in Batches(dataset.drawn(), min(batch_size, len(dataset))):
         context = model.context_of(batch.labels, batch.factors, dataset.name)
-        yield batch.images.to(dtype), batch.indices.tolist(), context
+        yield model.placed(batch.images), batch.indices.tolist(), context
 
 
 def parts(batch: Batch) -> Parts:

@@ -22,7 +22,7 @@ CHUNK = 100  # images decoded at a time, always: the noise is drawn chunk by chu
 
 
 class Pictures(NamedTuple):
-    """The same codes decoded in the two ways, each [N, C, H, W] in [0, 1]."""
+    """The same codes decoded in the two ways, each [N, C, H, W] in [0, 1], on the CPU."""
 
     decoded: Tensor
     drawn: Tensor
@@ -40,7 +40,7 @@ def reconstructions(
 
     Args:
         model: used in eval mode.
-        x: images in the model's precision.
+        x: images in the model's precision, on its device.
         context: of conditional models, one for each image.
         seed: of all noise.
         progress: told "reconstruction" and how many images have been made since it was last told.
@@ -87,4 +87,4 @@ def samples(
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]]) -> Pictures:
-    return Pictures(*(torch.cat(images).clamp(0, 1) for images in zip(*parts, strict=True)))
+    return Pictures(*(torch.cat(images).clamp(0, 1).cpu() for images in zip(*parts, strict=True)))

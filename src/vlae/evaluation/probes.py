@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -17,9 +16,8 @@ from torch import Tensor
 
 from vlae.data import ImageDataset
 from vlae.errors import VlaeError
+from vlae.evaluation.codes import code_means, flattened
 from vlae.models.base import LatentVariableModel
-from vlae.models.context import given
-from vlae.models.vqvae import VQVAE
 
 NEIGHBOURS = 5
 
@@ -43,7 +41,7 @@ class ProbeResult:
 
 def probe(model: LatentVariableModel | None, train: ImageDataset, test: ImageDataset) -> ProbeResult:
     """Probes of the posterior means; of the pixels themselves where there is no model."""
-    codes, others = (pixels(part) if model is None else posterior_means(model, part) for part in (train, test))
+    codes, others = (pixels(part) if model is None else code_means(model, part) for part in (train, test))
     linear = knn = r2 = None
     if shares_classes(train, test):
         assert train.labels is not None and test.labels is not None
@@ -59,34 +57,6 @@ def shares_classes(train: ImageDataset, test: ImageDataset) -> bool:
     if train.labels is None or test.labels is None:
         return False
     return set(test.labels.tolist()) <= set(train.labels.tolist())
-
-
-@torch.no_grad()
-def posterior_means(model: LatentVariableModel, dataset: ImageDataset, batch_size: int = 250) -> Tensor:
-    """The mean of q(z|x) of every image, float64 [N, D]; maps and the levels of a ladder in one row.
-
-    Of a VQ-VAE the vectors of its codes, which the decoder reads: the numbers of codes are in no order.
-    """
-    x = dataset.tensor().to(next(model.parameters()).dtype)  # one draw, where the binarisation is drawn at each visit
-    context = model.context_of(dataset.labels, dataset.factors, dataset.name)
-    rows = []
-    with model.evaluating():
-        for start in range(0, len(x), batch_size):
-            part = slice(start, start + batch_size)
-            told = given(None if context is None else context[part])
-            means = model.encode(x[part], **told).mean
-            rows.append(flattened(model.codebook(means) if isinstance(model, VQVAE) else means))
-    return torch.cat(rows)
-
-
-def flattened(z: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """Codes of any form, [B, ...] or a tuple of them, as one row each, float64 [B, D].
-
-    Example:
-        >>> flattened((torch.zeros(2, 3), torch.zeros(2, 4, 1, 5))).shape
-        torch.Size([2, 23])
-    """
-    return torch.cat([t.flatten(1) for t in (z if isinstance(z, tuple) else (z,))], 1).double().cpu()
 
 
 def pixels(dataset: ImageDataset) -> Tensor:

@@ -32,7 +32,7 @@ from vlae.evaluation.metrics import GROUPS, METRICS
 from vlae.evaluation.passes import batches_of
 from vlae.evaluation.rows import in_bits, nll_cells, rows_of
 from vlae.evaluation.suite import Measurements, Progress, Settings, check_images, measure
-from vlae.files import json_text, write_together
+from vlae.files import check_place, json_text, write_together
 from vlae.machine import machine, versions
 from vlae.models.base import LatentVariableModel
 
@@ -102,6 +102,7 @@ def run(
     if not processes.first():
         measure(model, test, None, settings, keep=keep)
         return 0
+    check_place(directory)
     train, judge, notes = helpers(settings, training, judging)
     started = time.monotonic()
     with progress_bars() as progress:
@@ -273,7 +274,7 @@ def provenance(
         "seed": str(settings.seed),
         "command": command,
         "versions": versions(),
-        "machine": machine(),
+        "machine": machine(next(model.parameters()).device),
     }
     return {name: line for name, line in lines.items() if line}
 

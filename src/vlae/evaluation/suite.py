@@ -19,13 +19,14 @@ from vlae.evaluation import pictures, quality
 from vlae.evaluation.aggregate import SATURATED, information
 from vlae.evaluation.bounds import Evaluation, evaluate
 from vlae.evaluation.classifier import Classifier
+from vlae.evaluation.codes import code_means
 from vlae.evaluation.disentanglement import disentanglement
 from vlae.evaluation.information import ACTIVE_VARIANCE
 from vlae.evaluation.kept import KeptLikelihoods
 from vlae.evaluation.likelihood import likelihoods, nll_rows, sample_counts
 from vlae.evaluation.metrics import JUDGED, METRICS, STANDARD, chosen
 from vlae.evaluation.passes import Batch, batches_of, bits_per_value, digest
-from vlae.evaluation.probes import posterior_means, probe
+from vlae.evaluation.probes import probe
 from vlae.evaluation.standard import (
     load_inception,
     load_lpips,
@@ -33,6 +34,7 @@ from vlae.evaluation.standard import (
     standard_sample_quality,
 )
 from vlae.models.base import LatentVariableModel
+from vlae.models.saving import trained_on
 
 Progress = Callable[[str, int, int], None]
 
@@ -160,6 +162,8 @@ def measure(
         VlaeError: the images are of another shape or other levels than the model's.
     """
     check_images(model, test)
+    if not settings.nll_samples and {METRICS[name].group for name in settings.metrics} == {"nll"}:
+        raise VlaeError("nothing is to be measured: the NLL alone is asked for, and with no samples; give nll_samples")
     return _Suite(model, test, train, settings, judge, progress, keep).run()
 
 
@@ -167,9 +171,18 @@ def check_images(model: LatentVariableModel, dataset: ImageDataset) -> None:
     """Refuses a data set of images that the model is not of."""
     if tuple(model.image_shape) != tuple(dataset.image_shape):
         mine, theirs = ("x".join(map(str, shape)) for shape in (model.image_shape, dataset.image_shape))
-        raise VlaeError(f"the model is of {mine} images and those of {dataset.name} are {theirs}: give --data.name")
+        raise VlaeError(
+            f"the model is of {mine} images and those of {dataset.name} are {theirs}: choose a data set of such images"
+        )
     model.check_levels(dataset.effective_levels, dataset.name)
     model.context_of(dataset.labels, dataset.factors, dataset.name)
+
+
+def were_trained_on(model: LatentVariableModel, dataset: ImageDataset) -> bool:
+    """Whether the model's metadata say that images of a named set were among those that it was trained on."""
+    own = trained_on(model)
+    trained, measured = (set(str(split).split("+")) for split in (own.get("split", ""), dataset.split))
+    return own.get("name") == dataset.name != "folder" and bool(trained & measured)  # folders all have that name
 
 
 class _Suite:
@@ -223,6 +236,8 @@ class _Suite:
         if left := [METRICS[name].label for name in chosen(self.settings.only) if name not in self.wanted]:
             found.skipped["standard"] = f"{', '.join(left)}: large networks to fetch, slow to run; ask with --standard"
         found.values = {k: v for k, v in found.values.items() if k in self.wanted and math.isfinite(v)}
+        if were_trained_on(self.model, self.test):
+            found.notes.insert(0, "the model was trained on these images: its numbers are no held-out ones")
         found.errors = {k: v for k, v in found.errors.items() if k in found.values and math.isfinite(v)}
         return found
 
@@ -335,7 +350,7 @@ class _Suite:
         part = self.test.subset(min(settings.quality_images, len(self.test)))
         x, found.images["reconstruction"] = part.tensor(), len(part)
         context, counting = self.model.context_of(part.labels, part.factors), self.counting("reconstruction", len(x))
-        made = pictures.reconstructions(self.model, self.in_precision(x), context, settings.seed, counting)
+        made = pictures.reconstructions(self.model, self.model.placed(x), context, settings.seed, counting)
         found.pictures |= {"data": x, "reconstructions": made.decoded, "drawn reconstructions": made.drawn}
         for prefix, images in (("", made.decoded), ("drawn_", made.drawn)):
             for name, value in quality.reconstruction_quality(x, images).items():
@@ -420,10 +435,6 @@ class _Suite:
     def decoded(self) -> str:
         """What a decoded image is, in words."""
         return "greedy images" if self.model.autoregressive else "mean images"
-
-    def in_precision(self, x: Tensor) -> Tensor:
-        """Images in the model's precision."""
-        return x.to(next(self.model.parameters()).dtype)
 
     # -- the code -----------------------------------------------------------------------------------------------------
 
@@ -511,7 +522,7 @@ class _Suite:
             )
             return
         self.progress("disentanglement", 0, 1)
-        codes = posterior_means(self.model, test)
+        codes = code_means(self.model, test)
         idle = codes.var(0) <= ACTIVE_VARIANCE
         if self.model.has_bound and not self.model.discrete:
             codes[:, idle] = 0.0  # at the prior: what is left of them is too faint to be read from z

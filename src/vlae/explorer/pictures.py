@@ -24,11 +24,6 @@ MOST_PIXELS = 25_000_000  # of an upload: 100 MB once it is unpacked
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
 
 
-def dtype_of(model: LatentVariableModel) -> torch.dtype:
-    """What images a model takes."""
-    return next(model.parameters(), torch.empty(0)).dtype
-
-
 def to_page(x: Tensor) -> list[str]:
     """Images [N, C, H, W] in [0, 1] as the page takes them: base64 of uint8 [C, H, W] each."""
     pixels = (x.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous().numpy()
@@ -51,7 +46,7 @@ def from_page(text: str, model: LatentVariableModel) -> Tensor:
             f"the image has {len(data)} bytes; this model's images are {channels}x{height}x{width}: choose one anew"
         )
     pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(1, *model.image_shape)
-    return at_levels(pixels.to(dtype_of(model)) / 255, model)
+    return at_levels(model.placed(pixels) / 255, model)
 
 
 def at_levels(x: Tensor, model: LatentVariableModel) -> Tensor:
@@ -63,7 +58,7 @@ def at_levels(x: Tensor, model: LatentVariableModel) -> Tensor:
 def fit(x: Tensor, model: LatentVariableModel) -> Tensor:
     """Any images [N, C, h, w] in [0, 1], C 1 or 3, as images of the model: [N, *image_shape], at its levels."""
     channels, height, width = model.image_shape
-    x = x.to(dtype_of(model))
+    x = model.placed(x)
     if x.shape[1] == 3 and channels == 1:
         x = (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
     elif x.shape[1] != channels:

@@ -197,8 +197,8 @@ class Workbench:
         if len(row) != model.latent_size:
             raise VlaeError(f"a code of this model has {model.latent_size} numbers; got {len(row)}")
         if model.discrete:
-            return torch.tensor([row]).long().unflatten(1, model.latent_shape)
-        values = torch.tensor([row], dtype=pictures.dtype_of(model))
+            return torch.tensor([row], device=next(model.parameters()).device).long().unflatten(1, model.latent_shape)
+        values = model.placed(torch.tensor([row], dtype=torch.float64))
         return from_noise_rows(model, values, context) if row else values
 
     def row_of(self, z: Latents, context: Tensor | None = None) -> list[float]:

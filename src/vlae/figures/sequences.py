@@ -192,6 +192,7 @@ def decompressions(originals: Tensor, drawn: Tensor, title: str | None = None) -
 
 def given_part(images: Tensor, mask: Tensor) -> Tensor:
     """Images [N, C, H, W] with diagonal grey stripes where the mask (True: given) is False."""
+    mask = mask.to(images.device)
     rows, columns = (torch.arange(side, device=images.device) for side in images.shape[2:])
     dark = (rows[:, None] + columns) % 4 < 2
     first, second = (torch.tensor(level).to(images) for level in STRIPES)

@@ -264,6 +264,10 @@ class LatentVariableModel(Savable):
         with self.evaluating():
             return self.decode(self.encode(x, **told).mean, **told).reconstruction
 
+    def placed(self, x: Tensor) -> Tensor:
+        """x where the model's parameters are, on their device and in their precision."""
+        return x.to(next(self.parameters(), x))
+
     def check(self, x: Tensor) -> None:
         """Refuses anything but images [B, *image_shape] with values that the likelihood gives mass to."""
         if not isinstance(x, Tensor) or x.ndim != 4 or tuple(x.shape[1:]) != tuple(self.image_shape):
@@ -276,6 +280,8 @@ class LatentVariableModel(Savable):
             raise VlaeError(
                 f"the images are {x.dtype} and the model is {parameter.dtype}: convert one of them with .to()"
             )
+        if x.device != parameter.device:
+            raise VlaeError(f"the images are on {x.device} and the model is on {parameter.device}: move one with .to()")
         self.likelihood.check(x)
 
     def check_context(self, context: Tensor | None, count: int) -> Tensor | None:
@@ -313,11 +319,11 @@ class LatentVariableModel(Savable):
         if expected is None or levels == expected:
             return
         if levels == 2:
-            advice = "set model.likelihood=bernoulli"
+            advice = f"give images of {expected} levels, or train with model.likelihood=bernoulli"
         elif expected == 2:
-            advice = "set data.binarize=dynamic"
+            advice = "binarise them with data.binarize=dynamic"
         else:
-            advice = f"set model.likelihood_options.levels={levels}"
+            advice = f"give images of {expected} levels, or train with model.likelihood_options.levels={levels}"
         kind = type(self.likelihood).__name__
         raise VlaeError(f"the likelihood {kind} has {expected} levels and {name} has {levels}: {advice}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -105,10 +106,12 @@ class _Completer:
             images, log_known = decoder.complete(self.known, self.mask, generator=self.generator)
             log_weights = (log_ratio + log_known).view(self.batch, self.count)
             weights = log_weights.softmax(1)
+            if weights.isnan().any():
+                raise VlaeError("the given pixels have no probability that is a number: the model's weights are broken")
             chosen = torch.multinomial(weights.cpu(), 1, generator=self.generator)[:, 0].to(weights.device)
             best = images.view(self.batch, self.count, *images.shape[1:])[torch.arange(self.batch), chosen]
             proposal = self.model.encode(best, **self.told)
-        log_evidence = log_weights.logsumexp(1) - torch.tensor(float(self.count)).log()
+        log_evidence = log_weights.logsumexp(1) - math.log(self.count)
         return Completion(best.clamp(0, 1), 1 / weights.square().sum(1), log_evidence)
 
     def propose(self, proposal: DiagonalGaussian | IAFPosterior | None) -> tuple[Tensor, Tensor]:

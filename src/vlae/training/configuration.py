@@ -106,6 +106,10 @@ def parse(parser: Any, words: list[str], flags: Sequence[str] = (), lists: Seque
     """
     from jsonargparse import ArgumentError
 
+    for word, after in itertools.pairwise([*words, ""]):
+        if word in ("--model.help", "--objective.help") and (not after or after.startswith("-")):
+            kind = word[2:].removesuffix(".help")
+            raise VlaeError(f"say of which {kind}: {word}=NAME, one of {', '.join(class_names(kind))}")
     words = gather([underscored(word) for word in words], lists)
     follow = [*words, ""][1:]
     words = [
@@ -209,10 +213,13 @@ def explain(message: str, parser: Any) -> str:
     text = " ".join(message.split())
     if text.startswith("Unexpected config"):
         return "not a configuration: expected keys such as model, data and trainer"
-    if named := re.search(r'"(model|objective)": .*Expected a dot import path string: (\S+)', text):
+    named = re.search(r'"(model|objective)": .*Expected a dot import path string: (\S+)', text)
+    if named and "Problem with given class_path" not in text:  # else it is one of the class's own arguments
         return f"unknown {named[1]} {named[2]!r}: choose one of {', '.join(class_names(named[1]))}"
     # jsonargparse tries every reading of an optional subclass; those after the first say nothing.
     text = re.sub(r" - Expected a <class 'NoneType'>.*|Given value type: .*", "", text).strip()
+    text = re.sub(r"- Expected a path but .*? either not accessible or invalid ", "", text)
+    text = re.sub(r" - Expected a dot import path string: (.*)", r" or a class; got \1", text)
     text = re.sub(r"Does not validate against any of the Union subtypes.*?Errors: (?:- )?", "", text)
     text = text.replace("Parser key ", "").replace("Problem with given class_path ", "in ").replace(": - ", ": ")
     unknown = re.search(r"(?:Option|Key|key|arguments:) ['\"-]*([\w.]+)['\"]?(?: is not|$| )", text)
