@@ -164,6 +164,23 @@ def test_other_words_are_left_alone():
         gather(["--dims", "--count", "1"], ["--dims"])
 
 
+def test_the_nll_of_all_is_told_by_that_of_all_with_fewer_samples(folder, capsys):
+    words = ["eval", "outputs/tiny", "--only", "bound", "nll", "--nll_samples", "60", "--output", "fewer"]
+    found = []
+    for more in (["--nll_images", "40"], ["--nll_images", "40", "--nll_of_all_samples", "8"], ["--nll_images", "0"]):
+        assert main([*words, *more]) == 0
+        found.append(json.loads((folder / "fewer/evaluation.json").read_text()))
+    plain, closer, truth = found
+    assert [row["samples"] for row in closer["series"]["nll_by_samples"]] == [8, 60]
+    assert closer["values"]["nll"] == plain["values"]["nll"]
+    assert closer["errors"]["nll_of_all"] < 0.7 * plain["errors"]["nll_of_all"]
+    assert abs(closer["values"]["nll_of_all"] - truth["values"]["nll"]) < 4 * closer["errors"]["nll_of_all"]
+    assert sum("NLL of all 300 images" in note for note in closer["notes"]) == 1
+    for wrong in (["8", "--nll_images", "0"], ["60"], ["0"]):
+        assert main([*words, "--nll_of_all_samples", *wrong]) == 2
+        assert "from 1 to 59" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_nll_of_every_image_is_kept_and_gone_on_from(folder, monkeypatch, capsys):
     words = ["eval", "outputs/tiny", "--only", "bound", "nll", "--nll_samples", "2", "5", "--keep", "kept/nll.csv"]
     assert main([*words, "--nll_images", "20"]) == 0

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -126,6 +127,39 @@ def test_the_error_of_the_difference_is_its_spread(loose, x, measured, analytic)
     spread = torch.tensor(values).std().item()
     assert abs(sum(values) / 300 - truth) < 4 * spread / math.sqrt(300)
     assert sum(errors) / 300 == pytest.approx(spread, rel=0.15)
+
+
+def test_the_error_of_the_difference_to_fewer_samples_is_its_spread(loose, x, measured):
+    """Over choices of 50 images of 400, and over the noise of the 16 samples that all are measured with."""
+    most = likelihoods(loose, batches(x), [16, measured.samples[-1]], seed=9)
+    truth, generator = most.nll[-1].mean().item(), torch.Generator().manual_seed(0)
+    values, errors, plain = [], [], []
+    for turn in range(100):
+        chosen = torch.randperm(400, generator=generator)[:50]
+        every = likelihoods(loose, batches(x, 100), 16, seed=100 + turn)
+        value, error = subset(most, chosen).of_all_by(every)
+        values.append(value)
+        errors.append(error)
+        plain.append(subset(most, chosen).of_all(-every.elbo)[1])
+    spread = torch.tensor(values).std().item()
+    assert abs(sum(values) / 100 - truth) < 4 * spread / math.sqrt(100)
+    assert sum(errors) / 100 == pytest.approx(spread, rel=0.2)
+    assert sum(errors) < 0.7 * sum(plain)
+
+
+def test_of_all_images_the_difference_to_fewer_samples_is_the_nll(loose, x):
+    both = likelihoods(loose, batches(x), [3, 20], seed=1)
+    value, _ = both.of_all_by(subset_of_samples(both, 0))
+    assert value == pytest.approx(both.nll[-1].mean().item(), abs=1e-9)
+    assert both.of_all_by(subset_of_samples(both, 1)) is None
+    assert subset(both, torch.tensor([4])).of_all_by(subset_of_samples(both, 0)) is None
+
+
+def subset_of_samples(found, row):
+    """The likelihoods at one K."""
+    return dataclasses.replace(
+        found, samples=[found.samples[row]], nll=found.nll[row : row + 1], ess=found.ess[row : row + 1]
+    )
 
 
 def test_nothing_is_told_from_one_image_or_one_sample(loose, binary):

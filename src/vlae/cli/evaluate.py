@@ -32,6 +32,12 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--nll_samples", type=list[int], default=[1, 10, 100], help="K, one or several; 0: no NLL")
     parser.add_argument("--nll_images", type=int, default=500, help="NLL on so many images, a fixed choice; 0: all")
     parser.add_argument(
+        "--nll_of_all_samples",
+        type=int | None,
+        default=None,
+        help="measure all images with so many, to tell the NLL of all with the most more closely",
+    )
+    parser.add_argument(
         "--keep", type=str | None, default=None, help="file that keeps each image's NLL: go on from there another time"
     )
     parser.add_argument(
@@ -60,7 +66,15 @@ def evaluate(words: list[str]) -> int:
     from vlae.evaluation.judge import judge_of
     from vlae.evaluation.suite import Settings
 
-    names = ("information_images", "quality_images", "train_images", "batch_size", "seed", "standard")
+    names = (
+        "nll_of_all_samples",
+        "information_images",
+        "quality_images",
+        "train_images",
+        "batch_size",
+        "seed",
+        "standard",
+    )
     wanted = Settings(
         tuple(settings.only),
         nll_samples=tuple(k for k in settings.nll_samples if k),

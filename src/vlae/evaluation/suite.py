@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ class Settings:
             anyway where `only` names them, or their group "standard".
         nll_samples: importance samples K per image; several give the bound at each.
         nll_images: NLL on so many images, the first of one fixed order; None: all.
+        nll_of_all_samples: the NLL of all images is told from the NLL of all with so many samples, and the difference
+            that more samples make for some of them; None: from -ELBO of all.
         information_images: mutual information among the first so many; their logarithm is its ceiling. None: 2,000, or
             300 where every pair takes the inversion of a flow.
         quality_images: reconstructions of the first so many, and exactly as many samples.
@@ -66,6 +69,7 @@ class Settings:
     standard: bool = False
     nll_samples: tuple[int, ...] = (1, 10, 100)
     nll_images: int | None = 500
+    nll_of_all_samples: int | None = None
     information_images: int | None = None
     quality_images: int = 1000
     train_images: int = 5000
@@ -81,6 +85,18 @@ class Settings:
             raise VlaeError(f"batch_size and nll_images must be positive; got {self.batch_size} and {self.nll_images}")
         if any(k < 1 for k in self.nll_samples):
             raise VlaeError(f"nll_samples must be positive; got {', '.join(map(str, self.nll_samples))}")
+        fewer, most = self.nll_of_all_samples, max(self.nll_samples, default=0)
+        if fewer is not None and (not 1 <= fewer < most or self.nll_images is None):
+            raise VlaeError(
+                f"nll_of_all_samples is what all images are measured with where nll_images of them are with the most "
+                f"samples: give a number from 1 to {most - 1}, and some of the images; got {fewer}"
+            )
+
+    @property
+    def samples(self) -> list[int]:
+        """The numbers of importance samples of the images chosen, rising."""
+        fewer = self.nll_of_all_samples
+        return sorted({*self.nll_samples, *([] if fewer is None else [fewer])})
 
     @property
     def metrics(self) -> list[str]:
@@ -302,11 +318,10 @@ class _Suite:
             return
         if not settings.nll_samples:
             return
-        images = min(settings.nll_images or len(self.test), len(self.test))
-        counting = self.counting("nll", images)
-        measured = likelihoods(
-            self.model, self.batches, settings.nll_samples, images, settings.seed, progress=counting, kept=self.kept
-        )
+        images, fewer = min(settings.nll_images or len(self.test), len(self.test)), settings.nll_of_all_samples
+        counting = self.counting("nll", images + (len(self.test) if fewer else 0))
+        measure = partial(likelihoods, self.model, self.batches, seed=settings.seed, progress=counting)
+        measured = measure(settings.samples, images, kept=self.kept)
         every = nll_rows(measured, bits_per_value(self.model))
         last = every[-1]
         found.values |= {"nll": last["nll"], "ess": last["ess"]}
@@ -320,12 +335,18 @@ class _Suite:
             found.values["nll_of_all"] = last["nll"]  # of these very images: no choice of some adds an error
         if (bound := found.evaluation) is not None:
             bound.add_nll(measured, every)
-            if bound.nll_of_all is not None and bound.nll_of_all_error is not None:
+            if bound.nll_of_all is not None and bound.nll_of_all_error is not None and not fewer:
                 found.values["nll_of_all"], found.errors["nll_of_all"] = bound.nll_of_all, bound.nll_of_all_error
                 found.notes.append(
                     f"NLL of all {bound.images:,} images, by difference: their -ELBO less the mean gap between -ELBO "
                     "and NLL of those chosen; its ± is of the mean of these images, not of the population behind them"
                 )
+        if fewer and images < len(self.test) and (told := measured.of_all_by(measure(fewer))) is not None:
+            found.values["nll_of_all"], found.errors["nll_of_all"] = told
+            found.notes.append(
+                f"NLL of all {len(self.test):,} images: theirs with K = {fewer:,}, less what more samples take from "
+                "that of those chosen; its ± is of the mean of these images, not of the population behind them"
+            )
         if "nll_of_all" in settings.only and "nll_of_all" not in found.values:
             found.skipped["nll_of_all"] = (
                 "it is told from the bound of all images and the NLL of some, with two samples at least: ask for these"
@@ -337,7 +358,7 @@ class _Suite:
             return
         if not self.settings.nll_samples or not self.model.has_bound or "nll" not in self.groups_wanted:
             raise VlaeError(f"no NLL is measured that {self.kept.path} could keep: leave --keep out, or ask for nll")
-        kept, counts = self.kept, sample_counts(self.settings.nll_samples)
+        kept, counts = self.kept, sample_counts(self.settings.samples)
         processes.of_first(lambda: kept.open(digest(self.batches()), counts, self.settings.seed))
 
     # -- images -------------------------------------------------------------------------------------------------------
