@@ -111,7 +111,7 @@ def test_a_failing_write_leaves_the_old_model(saved, tiny_vlae, monkeypatch, fai
 
     model, rename = tiny_vlae(), os.rename
     if failing == "write":  # after the weights, before the configuration
-        monkeypatch.setattr(saving.json, "dumps", fail)
+        monkeypatch.setattr(saving.Path, "write_text", fail)
     else:  # the old model has moved away and the new one can't take its place
         monkeypatch.setattr(saving.os, "rename", lambda a, b: fail() if ".new-" in str(a) else rename(a, b))
     with pytest.raises(OSError, match="disk full"):

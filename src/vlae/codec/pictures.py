@@ -23,8 +23,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vlae.data import folder, formats
-from vlae.data.sources import one_line
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, one_line
 from vlae.files import NO_ROOM, replacing
 
 SUFFIXES = {"image": folder.SUFFIXES | {".pbm"}, "array": {".npy", ".npz"}}

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from vlae.data.sources import one_line
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, one_line
 
 
 def to_levels(x: Tensor | np.ndarray, levels: int | None = None) -> tuple[Tensor, int]:

@@ -10,8 +10,7 @@ from torch.utils.data import Dataset
 
 from vlae.data.arrays import as_labels, collect, to_levels
 from vlae.data.seeds import Stream, generator
-from vlae.data.sources import one_line
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, one_line
 
 Binarize = Literal["static", "dynamic", "threshold"]
 SPLITS = ("train", "validation", "test", "train+validation")

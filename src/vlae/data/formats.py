@@ -13,8 +13,7 @@ from typing import IO, cast
 import numpy as np
 from PIL import Image, ImageOps
 
-from vlae.data.sources import one_line
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, one_line
 
 _LARGEST_ARRAY = 1 << 32  # bytes; the full dSprites are 3 GB
 _LARGEST_PNG = 1 << 26  # bytes

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -125,12 +124,6 @@ def keep(file: File, arrays: Mapping[str, np.ndarray]) -> bool:
     except OSError:
         return False
     return True
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's type and the beginning of what it says, for the end of a message; no addresses in memory."""
-    text = re.sub(r"<(\S+ object) at 0x[0-9a-f]+>", r"\1", f"{type(error).__name__}: {error}")
-    return " ".join(text.split())[:120]
 
 
 def _download(file: File) -> Path:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlae.data.sources import File, fetch, find, one_line, verify
-from vlae.errors import VlaeError
+from vlae.data.sources import File, fetch, find, verify
+from vlae.errors import VlaeError, one_line
 from vlae.evaluation.networks import LPIPS, Inception
 from vlae.evaluation.quality import check_range, frechet_distance, inception_score
 

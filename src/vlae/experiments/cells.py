@@ -355,7 +355,7 @@ def judge_for(job: Job, model: LatentVariableModel, training: ImageDataset, test
 def counts(job: Job, model: LatentVariableModel) -> dict[str, float]:
     """What training was, and what the decoder sees."""
     values: dict[str, float] = {}
-    if (field := getattr(model.decoder, "receptive_field", None)) is not None:
+    if (field := getattr(getattr(model, "decoder", None), "receptive_field", None)) is not None:
         values["receptive_field"] = float(field.size)
     log = job.directory / "logs" / "metrics.csv"
     if job.load is not None and log.is_file():

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from functools import wraps
 from importlib import resources
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, one_line
 from vlae.files import replacing_directory, set_aside
 from vlae.models import hub
 
@@ -42,26 +43,41 @@ class Savable(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _classes[cls.__name__] = cls
+        _classes[entered_as(cls)] = cls
         construct = cls.__init__
 
         @wraps(construct)
         def recording(self: Savable, *args: Any, **kwargs: Any) -> None:
             if type(self) is cls:  # not a subclass's constructor calling this one
-                bound = inspect.signature(construct).bind(self, *args, **kwargs)
-                bound.apply_defaults()
-                arguments = dict(list(bound.arguments.items())[1:])
-                for name, parameter in inspect.signature(construct).parameters.items():
-                    if parameter.kind is parameter.VAR_KEYWORD:  # arguments of a base class
-                        handed_on = arguments.pop(name, {})
-                        arguments = {**cls._defaults(), **arguments, **handed_on}
+                arguments = cls._named(construct, args, kwargs)
                 construct(self, *args, **kwargs)
-                self.config = json.loads(json.dumps(arguments))
+                try:
+                    self.config = json.loads(json.dumps(arguments))
+                except TypeError:  # a module, say: such a model can be used, and not saved
+                    self.config = {}
                 self.metadata = {}
             else:
                 construct(self, *args, **kwargs)
 
         cls.__init__ = recording  # type: ignore[method-assign, assignment]
+
+    @classmethod
+    def _named(cls, construct: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """All arguments of a call of the constructor by name, defaults too."""
+        signature = inspect.signature(construct)
+        bound = signature.bind(None, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(list(bound.arguments.items())[1:])
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_POSITIONAL:  # arguments of a base class
+                arguments |= dict(
+                    zip(cast("type[Savable]", cls.__mro__[1]).argument_names(), arguments.pop(name, ()), strict=False)
+                )
+            if parameter.kind is parameter.VAR_KEYWORD:
+                handed_on = arguments.pop(name, {})
+                # What a subclass of somebody's own tells the base class need not be the base's defaults.
+                arguments = {**(cls._defaults() if is_ours(cls) else {}), **arguments, **handed_on}
+        return arguments
 
     @classmethod
     def argument_names(cls) -> list[str]:
@@ -91,10 +107,12 @@ class Savable(nn.Module):
         path = Path(path)
         if path.exists() and not is_saved_model(path) and (not path.is_dir() or any(path.iterdir())):
             raise VlaeError(f"{path} exists and is not a saved model: choose another path, nothing was written")
-        weights = safetensors.torch.save({k: v.contiguous() for k, v in self.state_dict().items()})
+        check_rebuilds(self)
+        # Cloned, since a tensor that has two names in the model is to be under both in the file.
+        weights = safetensors.torch.save({k: v.contiguous().clone() for k, v in self.state_dict().items()})
         config = {
             "format": FORMAT,
-            "model": type(self).__name__,
+            "model": entered_as(type(self)),
             "arguments": self.config,
             "metadata": self.metadata,
             "sha256": hashlib.sha256(weights).hexdigest(),
@@ -192,6 +210,40 @@ tags:
 """
 
 
+def is_ours(cls: type) -> bool:
+    """Whether a class is one of this package's."""
+    return cls.__module__.partition(".")[0] == "vlae"
+
+
+def entered_as(cls: type) -> str:
+    """The name that a class has in saved models: its own, unless a class of this package has that."""
+    known = _classes.get(cls.__name__)
+    taken = known is not None and is_ours(known) and not is_ours(cls)
+    return f"{cls.__module__}.{cls.__name__}" if taken else cls.__name__
+
+
+def check_rebuilds(model: Savable) -> None:
+    """Refuses a model that its recorded arguments would not build again: it could be saved, but not loaded.
+
+    The generators of random numbers are left as they were.
+    """
+    kind = type(model).__name__
+    try:
+        with torch.random.fork_rng():
+            again = build(entered_as(type(model)), model.config)
+    except Exception as error:  # whatever a constructor raises
+        raise VlaeError(
+            f"this {kind} can't be built again from the arguments that it was built with ({one_line(error)}), and so "
+            "could not be loaded: let its constructor take numbers, texts and lists of them, each under a name"
+        ) from None
+    shapes, others = ({k: tuple(v.shape) for k, v in each.state_dict().items()} for each in (model, again))
+    if shapes != others:
+        name = min(set(shapes.items()) ^ set(others.items()))[0]
+        raise VlaeError(
+            f"built again from its arguments this {kind} is another, in {name}: let its constructor make all of it"
+        )
+
+
 def known_models() -> list[type[Savable]]:
     """The classes that a saved model may be of."""
     return list(_classes.values())
@@ -233,7 +285,7 @@ def is_saved_model(path: Path) -> bool:
 
 def fingerprint(model: LatentVariableModel) -> str:
     """128 bits that stand for a model's configuration and weights; the same in float32 and once it is float64."""
-    digest = hashlib.sha256(json.dumps([type(model).__name__, model.config], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([entered_as(type(model)), model.config], sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().double().numpy().astype("<f8").tobytes())
     return digest.hexdigest()[:32]

@@ -19,6 +19,7 @@ from vlae.models.context import Condition, ContextPlane
 from vlae.models.decoders import ARCHITECTURES, AutoregressiveDecoder, ResNetDecoder, trunk
 from vlae.models.encoders import ImageShape, ResNetEncoder, sizes_of
 from vlae.models.textbook import Textbook
+from vlae.nn import inference
 from vlae.nn.dropout import apply_dropout
 from vlae.nn.spectralnorm import apply_spectral_norm
 from vlae.nn.weightnorm import apply_weight_norm, data_dependent_init
@@ -363,6 +364,7 @@ class VLAE(SingleLevelModel):
         if weight_norm:
             apply_weight_norm(self.encoder)
             apply_weight_norm(self.decoder)
+        self._built = inference.structure(self.decoder)
 
     def decode(self, z: Tensor, temperature: float = 1.0, context: Tensor | None = None) -> Autoregressive:
         """p(x|z) for z [B, *latent_shape]: has `.mode` and `scan()`, but no closed-form mean."""
@@ -371,6 +373,8 @@ class VLAE(SingleLevelModel):
 
     def log_prob_of_one(self, x: Tensor, z: Any, context: Tensor | None = None) -> Tensor:
         """log p(x|z_k) of one image x [1, C, H, W] under many z [K, *latent_shape], nats, [K]."""
+        if not self._has_shortcuts:
+            return super().log_prob_of_one(x, z, context)
         maps = self.decoder.evaluate(self.latents_with_context(z, context))
         return Autoregressive(self.decoder.pixels, self.likelihood, maps, self.image_shape).log_prob(x)
 
@@ -379,7 +383,7 @@ class VLAE(SingleLevelModel):
 
         A subclass with another `log_prob_of_one` has to have another one of this, too.
         """
-        fused = self.decoder.fused(next(self.parameters()))
+        fused = self.decoder.fused(next(self.parameters())) if self._has_shortcuts else None
         if fused is None:
             return super().scorer(chunk)
         size = max(1, PARAMETERS // (math.prod(self.image_shape) * self.likelihood.parameters_per_value))
@@ -392,6 +396,11 @@ class VLAE(SingleLevelModel):
             return torch.cat(parts)
 
         return score
+
+    @property
+    def _has_shortcuts(self) -> bool:
+        """Whether `decode` is what the two above compute without it: no subclass's, and of the networks made here."""
+        return type(self).decode is VLAE.decode and inference.is_as_built(self.decoder, self._built)
 
     def networks(self) -> list[nn.Module]:
         """Encoder, the maps that z is decoded to, and the PixelCNN."""

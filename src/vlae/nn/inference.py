@@ -21,6 +21,20 @@ def applies(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
+def structure(network: nn.Module) -> tuple[tuple[str, type[nn.Module]], ...]:
+    """Which modules a network is made of, by their names."""
+    return tuple((name, type(module)) for name, module in network.named_modules())
+
+
+def is_as_built(network: nn.Module, built: tuple[tuple[str, type[nn.Module]], ...]) -> bool:
+    """Whether a network still is what it was when it had this `structure`, and nothing listens or interferes.
+
+    What computes with a network's weights in place of calling it would not see another module, or a hook.
+    """
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+    return not hooked and structure(network) == built
+
+
 def channels_last(x: Tensor) -> Tensor:
     """The same numbers [B, C, H, W] with the channels next to each other in memory."""
     return x.contiguous(memory_format=torch.channels_last)

@@ -29,7 +29,7 @@ def on_one_image(network: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
         network: a trunk.
         x: the image, [1, C, H, W] in [0, 1].
     """
-    if isinstance(network, GatedPixelCNN) and applies(x) and GatedOnOneImage.serves(network):
+    if type(network) is GatedPixelCNN and applies(x) and GatedOnOneImage.serves(network):
         return GatedOnOneImage(network, x)
 
     def broadcast(context: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from vlae.data.sources import one_line
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, one_line
 from vlae.files import set_aside, write_bytes
 from vlae.models.base import LatentVariableModel
 from vlae.models.saving import CONFIG, build, load

@@ -30,6 +30,7 @@ from vlae import data, processes
 from vlae.errors import VlaeError
 from vlae.files import aside, set_aside, write_text
 from vlae.models.base import LatentVariableModel
+from vlae.models.saving import check_rebuilds
 from vlae.objectives import Objective
 from vlae.training.callbacks import AveragedWeights, CompiledTraining, EpochReport
 from vlae.training.checkpoints import (
@@ -195,6 +196,7 @@ def train(
     training, validation = data.load(data.split), data.load("validation")
     model.check_levels(training.effective_levels, training.name)
     objective.check(model)
+    check_rebuilds(model)
     model.context_of(training.labels, training.factors, training.name)
     if not training.training:
         raise VlaeError(f"training is on train or train+validation, not on the images of {training.split!r}")
@@ -239,7 +241,7 @@ def train(
             logger.info(
                 "the validation images are trained on: their bound is no held-out one, and the last model is kept"
             )
-        if (field := getattr(model.decoder, "receptive_field", None)) is not None:
+        if (field := getattr(getattr(model, "decoder", None), "receptive_field", None)) is not None:
             logger.info(f"a pixel sees {field.size} earlier pixels: {field}")
         try:
             engine.fit(
