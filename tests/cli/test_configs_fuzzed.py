@@ -103,5 +103,23 @@ def test_a_small_file_that_stands_for_much_is_refused_at_once(tmp_path, capsys, 
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("trainer: {max_epochs: 2}\nseed: 1\ntrainer: {ema_decay: 0.9}\n", "trainer is there twice, again in line 3"),
+        ("optimizer:\n  lr: 0.1\n  lr: 0.2\n", "lr is there twice, again in line 3"),
+        *((f"seed_of: 1\n{key}:\n", f"{key} is empty") for key in ("model", "data", "objective", "optimizer")),
+        *((f"{key}:  # max_epochs: 3\n", f"{key} is empty") for key in ("trainer", "run", "seed")),
+    ],
+)
+@pytest.mark.parametrize("command", [["train", "--config"], ["experiment"]])
+def test_what_would_be_dropped_without_a_word_is_refused(tmp_path, capsys, text, words, command):
+    path = tmp_path / "lossy.yaml"
+    path.write_text(text)
+    assert main([*command, str(path)]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
 def test_aliases_may_be_used(attempt):
     assert attempt(CONFIG.replace(b"batch_size: 50, limit: 60", b"batch_size: &n 50, limit: *n")) == ""

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset, random_split
 
-from vlae.data import ImageDataset
+from vlae.data import ImageDataset, load
 from vlae.errors import VlaeError
 
 
@@ -125,3 +125,30 @@ def test_unsigned_tensors_are_taken_like_arrays():
 def test_half_levels_are_refused():
     with pytest.raises(VlaeError, match="integer from 2 to 256"):
         ImageDataset.from_any(torch.rand(2, 2, 2), levels=2.5)
+
+
+@pytest.mark.parametrize("binarize", [None, "dynamic", "threshold"])
+def test_a_subset_of_a_set_stays_what_that_is(binarize):
+    whole, rows = load("digits", binarize=binarize), [5, 3, 900, 3]
+    for part in (Subset(whole, rows), Subset(Subset(whole, range(1000)), rows)):
+        found = ImageDataset.from_any(part)
+        assert found.protocol == whole.protocol.replace(f"{len(whole)} images", "4 images")
+        assert torch.equal(found.labels, whole.labels[rows]) and torch.equal(found.images, whole.images[rows])
+        assert (found.levels, found.effective_levels) == (whole.levels, whole.effective_levels)
+    first, second = map(ImageDataset.from_any, random_split(whole, [0.5, 0.5]))
+    assert len(first) + len(second) == len(whole) and first.levels == second.levels == 17
+
+
+def test_a_subset_of_anything_else_is_read_item_by_item():
+    pairs = TensorDataset(torch.rand(6, 1, 4, 4), torch.arange(6))
+    assert ImageDataset.from_any(Subset(pairs, [4, 2]), levels=17, split="test").labels.tolist() == [4, 2]
+
+
+@pytest.mark.parametrize(
+    "option", [{"labels": [1, 2]}, {"levels": 5}, {"split": "test"}, {"name": "x"}, {"factors": [[1]]}]
+)
+def test_a_set_has_its_own_options(option):
+    whole = load("digits")
+    for given in (whole, Subset(whole, [1, 2])):
+        with pytest.raises(VlaeError, match=f"has its own {next(iter(option))}"):
+            ImageDataset.from_any(given, **option)

@@ -348,3 +348,11 @@ def test_quantiles_are_the_library_s(name):
     u = torch.tensor([1e-12, 1e-3, 0.2, 0.5, 0.7, 0.999, 1 - 1e-12], dtype=torch.float64)
     oracle = {"gaussian": stats.norm, "laplace": stats.laplace}[name]
     np.testing.assert_allclose(pixels.icdf(u), oracle.ppf(u.numpy(), 0.5, 0.2), atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gaussian", "laplace", "logistic_mixture", "charbonnier", "continuous_bernoulli"])
+def test_images_are_drawn_in_16_bits(name, dtype):
+    model = vlae.VAE((1, 4, 4), latent_dim=2, architecture="mlp", likelihood=name).to(dtype)
+    images = model.sample(5)
+    assert images.dtype == dtype and images.isfinite().all()

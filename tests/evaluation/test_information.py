@@ -41,6 +41,8 @@ def test_constant_units_are_not_active():
 def test_one_image_has_no_variance():
     statistics = LatentStatistics()
     statistics.add(torch.ones(1, 2), torch.ones(1, 2))
+    assert statistics.active_units is None
+    statistics.add(torch.ones(1, 2), torch.ones(1, 2))
     assert statistics.active_units == 0
 
 

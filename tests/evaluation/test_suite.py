@@ -1,5 +1,6 @@
 """Every model of the family through the whole suite, and what it computes, leaves out and says."""
 
+import copy
 import math
 
 import pytest
@@ -354,3 +355,67 @@ def test_images_that_training_draws_anew_are_drawn_once(judge):
         for size in (7, 40)
     ]
     assert values[0] == pytest.approx(values[1], abs=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 9), (1, 2, 8)])
+def test_images_without_an_inside_keep_what_does_not_need_one(shape):
+    data = ImageDataset.from_any(torch.rand(20, *shape), split="test")
+    model = vlae.VAE(shape, latent_dim=2, architecture="mlp", widths=[6], likelihood="gaussian")
+    result = measure(model, data, None, Settings(only=("reconstruction", "samples"), quality_images=5))
+    assert {"mse", "l1", "psnr", "drawn_mse"} <= set(result.values)
+    assert not any("ssim" in name or "sharpness" in name for name in result.values)
+    assert "less than 3 high" in result.skipped["ssim"]
+
+
+def test_one_image_tells_nothing_of_others(capsys):
+    from vlae.evaluation.report import show
+
+    data = images(1, "test")
+    result = measure(make("VLAE"), data, None, Settings(only=("bound", "nll"), nll_samples=(2, 3), nll_images=1))
+    assert {"negative_elbo", "nll"} <= set(result.values) and not {"shuffled_gap", "active_units"} & set(result.values)
+    assert not result.errors
+    assert result.skipped["shuffled_gap"] == result.skipped["active_units"] == "it takes two images or more"
+    show(result)
+    assert "±" not in capsys.readouterr().out.replace("± is one standard error", "")
+    few = measure(make("VLAE"), images(9, "test"), None, Settings(only=("bound", "nll"), nll_images=1))
+    assert "negative_elbo" in few.errors and "nll" not in few.errors
+
+
+class Scaled(vlae.VAE):
+    """The same model of the same images, whose z is measured in another unit."""
+
+    unit = 0.02
+
+    def encode(self, x, context=None):
+        q = super().encode(x)
+        return type(q)(q.mean * self.unit, q.log_stddev + math.log(self.unit))
+
+    def decode(self, z, temperature=1.0, context=None):
+        return super().decode(z / self.unit, temperature)
+
+    def prior(self, context=None):
+        return ScaledPrior(super().prior(), self.unit)
+
+
+class ScaledPrior:
+    def __init__(self, prior, unit):
+        self.prior, self.unit = prior, unit
+
+    def log_prob(self, z):
+        return self.prior.log_prob(z / self.unit) - math.prod(z.shape[1:]) * math.log(self.unit)
+
+    def noise_of(self, z):
+        return self.prior.noise_of(z / self.unit)
+
+
+def test_disentanglement_has_no_scale():
+    """The numbers of a learned prior, whose dimensions are of any size, are those of the same model in another unit."""
+    options = {"latent_dim": 3, "architecture": "mlp", "widths": [6], "flow_steps": 1, "flow_hidden": (4,)}
+    model = vlae.VAE(SHAPE, **options).double().eval()
+    other = copy.deepcopy(model)
+    other.__class__ = Scaled
+    settings = Settings(only=("disentanglement",))
+    here, there = (measure(each, images(90, "test"), None, settings) for each in (model, other))
+    assert {"mig", "sap", "dci_completeness"} <= set(here.values)
+    assert there.values == pytest.approx(here.values, abs=1e-6)
+    assert here.notes == there.notes

@@ -106,6 +106,7 @@ def test_a_base_may_be_a_shipped_configuration(tmp_path):
         ({"cells": [{"name": "?"}]}, "needs a letter"),
         ({"cells": [{"name": "a", "model": {"init_args": {"latent_dimm": 3}}}]}, "cell 'a': .*latent_dim"),
         ({"cells": [{"name": "a", "trainer": {"max_epochs": "many"}}]}, "cell 'a': .*max_epochs"),
+        ({"cells": [{"name": "a", "trainer": None}]}, "cell 'a': trainer is empty"),
         ({"cells": [{"name": "a", "objective": {"class_path": "ELBOW"}}]}, "cell 'a': unknown objective 'ELBOW'"),
         ({"cells": [{"name": "a", "pretrained": "p", "run": "r"}]}, "one of pretrained and run"),
         ({"cells": [{"name": "a", "pretrained": "p", "seed": 3}]}, "not trained here, so seed says nothing"),

@@ -10,9 +10,9 @@ import vlae
 from vlae import VlaeError
 from vlae.models import LatentVariableModel, saving
 from vlae.nn.pixelcnn import GatedPixelCNN
-from vlae.objectives import ELBO
+from vlae.objectives import ELBO, Adversarial, Objective, WithTerms
 from vlae.training.run import DataSettings, TrainerSettings, train
-from vlae.training.task import OptimizerSettings
+from vlae.training.task import OptimizerSettings, Task
 
 SHAPE = (1, 8, 8)
 SMALL = {"latent_dim": 3, "encoder_widths": [4], "encoder_hidden": 8, "channels": 4, "decoder_layers": 1}
@@ -238,6 +238,31 @@ class Small(LatentVariableModel):
 
     def prior(self):
         return self.base.prior()
+
+
+class Weighed(Objective):
+    """The distortion under a deviation that is learned: at its best w = log(mean distortion / 64)."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(()))
+
+    def forward(self, bound, progress):
+        return bound.distortion.mean() * torch.exp(-self.w) + 64 * self.w + bound.rate.mean()
+
+
+def test_what_an_objective_learns_is_trained(trained):
+    objective, started = Weighed(), 0.0
+    trained(vlae.VAE(SHAPE, **MLP), objective, lr=0.01)
+    assert objective.w.item() < started - 0.01
+    both = WithTerms([Adversarial()], Weighed())
+    both.prepare(vlae.VAE(SHAPE, **MLP))
+    task = Task(vlae.VAE(SHAPE, **MLP), both, OptimizerSettings())
+    mine = {name for name, parameter in task.named_parameters() if any(parameter is p for p in task.trained)}
+    assert "objective.objective.w" in mine and not any("discriminator" in name for name in mine)
+    assert {name for name in mine if name.startswith("model.")} == {
+        f"model.{name}" for name, _ in task.model.named_parameters()
+    }
 
 
 def test_a_model_of_the_documented_contract_can_be_trained(trained):

@@ -8,7 +8,7 @@ import torch
 
 from vlae import VAE, VlaeError
 from vlae.models import load
-from vlae.objectives import ELBO, IWAE
+from vlae.objectives import ELBO, GECO, IWAE, Contrastive, LatentNoise, SoftFreeBits, WithTerms
 from vlae.training import run
 from vlae.training.checkpoints import load_any, read_checkpoint
 from vlae.training.task import OptimizerSettings
@@ -66,6 +66,7 @@ def test_a_rate_that_the_plateau_has_halved_stays_halved(tmp_path):
         ({"epochs": 3, "seed": 1}, "trained with seed 0, not 1"),
         ({"epochs": 3, "data": {"binarize": "static"}}, "trained with data.binarize threshold, not static"),
         ({"epochs": 3, "data": {"split": "train+validation"}}, "trained with data.split train, not train"),
+        ({"epochs": 3, "data": {"validation_limit": 5}}, "trained with data.validation_limit 20, not 5"),
         ({"epochs": 3, "ema_decay": 0.0}, "has averaged weights"),
         ({"epochs": 3, "start_from": "mnist-dynamic"}, "started from new weights, not from mnist-dynamic"),
     ],
@@ -77,6 +78,33 @@ def test_what_cannot_be_another_is_refused_and_nothing_changes(tmp_path, options
         train(tmp_path / "run", resume=True, **options)
     assert "\n" not in str(error.value)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def noisy(inner=None):
+    return WithTerms([LatentNoise(0.1)], inner)
+
+
+@pytest.mark.parametrize("other", [noisy(GECO(10.0)), noisy(SoftFreeBits(3.0)), WithTerms([Contrastive(0.1)])])
+def test_other_parts_of_an_objective_are_refused_and_the_configuration_stays(tmp_path, other):
+    train(tmp_path / "run", objective=noisy())
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
+    with pytest.raises(VlaeError, match=r"trained with objective\.parts WithTerms, ELBO, LatentNoise") as error:
+        train(tmp_path / "run", epochs=2, objective=other, resume=True)
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()} == before
+    train(tmp_path / "run", epochs=2, objective=noisy(), resume=True)
+
+
+def test_of_older_checkpoints_the_state_tells(tmp_path):
+    """They do not name the parts."""
+    train(tmp_path / "run", objective=noisy())
+    last = tmp_path / "run" / "ckpts" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    del checkpoint["vlae"]["training"]["objective.parts"]
+    torch.save(checkpoint, last)
+    with pytest.raises(VlaeError, match=r"another objective or model, as objective\.objective"):
+        train(tmp_path / "run", epochs=2, objective=noisy(GECO(10.0)), resume=True)
+    train(tmp_path / "run", epochs=2, objective=noisy(), resume=True)
 
 
 def test_a_run_without_averages_is_not_resumed_with_them(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from vlae.data.arrays import as_labels, collect, to_levels
 from vlae.data.seeds import Stream, generator
@@ -87,8 +87,8 @@ class ImageDataset(Dataset[Tensor]):
         cls,
         x: Any,
         *,
-        name: str = "custom",
-        split: str = "train",
+        name: str | None = None,
+        split: str | None = None,
         levels: int | None = None,
         labels: Any = None,
         factors: Any = None,
@@ -98,23 +98,32 @@ class ImageDataset(Dataset[Tensor]):
 
         Args:
             x: [N, C, H, W] or [N, H, W], uint8 or floats in [0, 1]; or a `Dataset` of such images without the N.
-            name: what the set is called.
-            split: which split it is to be.
+            name: what the set is called; "custom" if not given.
+            split: which split it is to be; "train" if not given.
             levels: 2 to 256; by default 2 where all values are 0 or 1, else 256. Floats are rounded to these levels.
             labels: integers [N], instead of the `Dataset`'s own.
             factors: ground-truth factors, integers or floats [N, F].
             binarize: as in the class.
 
         Raises:
-            VlaeError: NaN, values out of range or another shape; labels that are no integers.
+            VlaeError: NaN, values out of range or another shape; labels that are no integers; other options than
+                `binarize` for what is an `ImageDataset` already, or a `Subset` of one, which stays what that is.
 
         Example:
             >>> ImageDataset.from_any(torch.rand(10, 28, 28)).image_shape
             (1, 28, 28)
         """
+        if isinstance(x, Subset) and isinstance(whole := _unwrapped(x), ImageDataset):
+            x = whole
         if isinstance(x, ImageDataset):
+            given = {"name": name, "split": split, "levels": levels, "labels": labels, "factors": factors}
+            if odd := [key for key, value in given.items() if value is not None]:
+                raise VlaeError(
+                    f"an ImageDataset has its own {odd[0]}: leave {odd[0]} out, or give its images alone "
+                    "(dataset.images)"
+                )
             return x if binarize is None else x.binarized(binarize)
-        own = None
+        name, split, own = name or "custom", split or "train", None
         if isinstance(x, Dataset):
             x, own = collect(x)
         images, levels = to_levels(x, levels)
@@ -179,6 +188,11 @@ class ImageDataset(Dataset[Tensor]):
         if not 1 <= n <= len(self):
             raise VlaeError(f"expected 1 to {len(self)} images of {self.name} {self.split}; got {n}")
         return self._with(**{key: value[:n] for key, value in self._per_image().items()})
+
+    def chosen(self, indices: Sequence[int]) -> Self:
+        """The images at these positions, in this order, all else equal."""
+        rows = torch.as_tensor(indices, dtype=torch.long)
+        return self._with(**{key: value[rows] for key, value in self._per_image().items()})
 
     def binarized(self, binarize: str | None) -> Self:
         """The same images with this binarisation.
@@ -286,3 +300,9 @@ def check_binarize(binarize: str | None) -> bool:
     if binarize is not None and binarize not in get_args(Binarize):
         raise VlaeError(f'binarize={binarize!r}: expected None, "static", "dynamic" or "threshold"')
     return binarize is not None
+
+
+def _unwrapped(x: Subset[Any]) -> Dataset[Any]:
+    """A `Subset` of an `ImageDataset`, or of a `Subset` of one, as that; any other's own data set."""
+    inner = _unwrapped(x.dataset) if isinstance(x.dataset, Subset) else x.dataset
+    return inner.chosen(x.indices) if isinstance(inner, ImageDataset) else inner

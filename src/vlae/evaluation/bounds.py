@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -132,9 +133,9 @@ def evaluate(
             rate=rate.mean().item(),
             rate_bits=rate.mean().item() * BITS,
             negative_elbo=total.mean().item(),
-            negative_elbo_error=standard_error(total),
+            negative_elbo_error=standard_error(total) if count > 1 else None,
             negative_elbos=total,
-            shuffled_gap=(shuffled - distortion).mean().item(),
+            shuffled_gap=(shuffled - distortion).mean().item() if count > 1 else math.nan,
             active_units=statistics.active_units,
             latent_dim=model.latent_size,
             bits_per_latent=statistics.bits_per_dimension.flatten().tolist(),

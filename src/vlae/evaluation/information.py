@@ -110,9 +110,9 @@ class LatentStatistics:
     def active_units(self) -> int | None:
         """Dimensions whose posterior mean varies over the data by more than 0.01 (Burda et al. 2016, section 5.2).
 
-        None for discrete codes.
+        None for discrete codes, and for a single image, over which nothing varies.
         """
-        if self.occurrences is not None:
+        if self.occurrences is not None or self.count < 2:
             return None
         return int((self.squares / max(self.count - 1, 1) > ACTIVE_VARIANCE).sum())
 

@@ -119,7 +119,7 @@ class Likelihoods:
         gap = -self.elbo - self.nll[-1]
         # What one z adds to the bound of an image; its variance need not be that of log w, where the rate is analytic.
         noise = negative_elbos[self.rows] + self.elbo
-        error = math.sqrt(standard_error(gap) ** 2 + (noise**2).mean().item() / total)
+        error = math.sqrt(gap.var().item() / count + (noise**2).mean().item() / total)
         return negative_elbos.mean().item() - gap.mean().item(), error
 
     def of_all_by(self, every: Likelihoods) -> tuple[float, float] | None:
@@ -137,7 +137,7 @@ class Likelihoods:
             return None
         gap = self.nll[self.samples.index(fewer)] - self.nll[-1]
         noise = (1 / every.ess[0] - 1 / fewer).mean().item() / len(every.positions)
-        return every.nll[0].mean().item() - gap.mean().item(), math.sqrt(standard_error(gap) ** 2 + noise)
+        return every.nll[0].mean().item() - gap.mean().item(), math.sqrt(gap.var().item() / len(gap) + noise)
 
 
 @torch.no_grad()
@@ -165,7 +165,7 @@ def nll_rows(measured: Likelihoods, per_value: float | None) -> list[dict[str, A
         {
             "samples": count,
             "nll": nll.mean().item(),
-            "error": standard_error(nll),
+            "error": standard_error(nll) if len(nll) > 1 else None,
             "ess": ess.mean().item(),
             "bits_per_dim": None if per_value is None else nll.mean().item() * per_value,
         }

@@ -111,5 +111,5 @@ def bits_per_value(model: LatentVariableModel) -> float | None:
 
 
 def standard_error(values: Tensor) -> float:
-    """Standard error of the mean of [N] values; 0 for a single one."""
-    return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else 0.0
+    """Standard error of the mean of [N] values; NaN for a single one, which tells nothing of others."""
+    return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan

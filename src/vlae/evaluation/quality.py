@@ -87,8 +87,13 @@ def sharpness(x: Tensor) -> Tensor:
 
 
 def reconstruction_quality(x: Tensor, y: Tensor) -> dict[str, float]:
-    """Means over images x and their reconstructions y [N, C, H, W] in [0, 1]: mse, l1, psnr, ssim and y's sharpness."""
-    values = {"mse": mse(x, y), "l1": l1(x, y), "psnr": psnr(x, y), "ssim": ssim(x, y), "sharpness": sharpness(y)}
+    """Means over images x and their reconstructions y [N, C, H, W] in [0, 1]: mse, l1, psnr, ssim and y's sharpness.
+
+    The last two of images that have an inside.
+    """
+    values = {"mse": mse(x, y), "l1": l1(x, y), "psnr": psnr(x, y)}
+    if has_inside(x):
+        values |= {"ssim": ssim(x, y), "sharpness": sharpness(y)}
     return {name: value.mean().item() for name, value in values.items()}
 
 
@@ -194,8 +199,13 @@ def _pairwise(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
     return torch.cat([function(a.double(), b.double()) for a, b in zip(x.split(CHUNK), y.split(CHUNK), strict=True)])
 
 
+def has_inside(x: Tensor) -> bool:
+    """Whether images [N, C, H, W] have pixels with neighbours on all sides, which SSIM and sharpness are of."""
+    return min(x.shape[2:]) >= 3
+
+
 def _side(x: Tensor) -> int:
     """The shorter side of images [N, C, H, W]; refuses what has no inside."""
-    if x.ndim != 4 or not len(x) or min(x.shape[2:]) < 3:
+    if x.ndim != 4 or not len(x) or not has_inside(x):
         raise VlaeError(f"expected images [N, C, H, W] of at least 3 x 3 pixels; got {list(x.shape)}")
     return min(x.shape[2:])

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vlae import processes
@@ -41,6 +42,7 @@ Progress = Callable[[str, int, int], None]
 
 SHARED = ("bound", "nll")  # groups that several processes measure together; the others are the first one's
 
+NO_INSIDE = "it is of pixels with neighbours on all sides, and the images are less than 3 high or wide"
 MOST_DIMENSIONS = 500  # of a code that disentanglement is measured of: its forests read every one
 FAST_PAIRS, SLOW_PAIRS = 2000, 300  # images whose posteriors are compared with one another; an IAF's by inversion
 
@@ -304,8 +306,12 @@ class _Suite:
         if result.codes is not None:
             found.notes.append(f"the codebook has {result.codes} codes")
         if not self.model.latent_size:
-            del values["shuffled_gap"], values["active_units"]
+            values.pop("shuffled_gap", None)
+            values.pop("active_units", None)
             found.notes.append(f"a {found.model} has no code: its rate is 0, and -ELBO is the exact -log p(x)")
+        elif result.images < 2:
+            del values["shuffled_gap"]
+            found.skipped["shuffled_gap"] = found.skipped["active_units"] = "it takes two images or more"
         if not self.model.has_bound:
             found.skipped["rate"] = f"a {found.model} has no density of z, so there is neither a rate nor a bound"
         elif result.bits_per_dim is None:
@@ -325,7 +331,8 @@ class _Suite:
         every = nll_rows(measured, bits_per_value(self.model))
         last = every[-1]
         found.values |= {"nll": last["nll"], "ess": last["ess"]}
-        found.errors["nll"] = last["error"]
+        if last["error"] is not None:
+            found.errors["nll"] = last["error"]
         if last["bits_per_dim"] is not None:
             found.values["nll_bits_per_dim"] = last["bits_per_dim"]
         found.series["nll_by_samples"], found.images["nll"] = every, images
@@ -376,7 +383,10 @@ class _Suite:
         for prefix, images in (("", made.decoded), ("drawn_", made.drawn)):
             for name, value in quality.reconstruction_quality(x, images).items():
                 found.values[f"{prefix}{name}"] = value
-        found.values["data_sharpness"] = quality.sharpness(x).mean().item()
+        if quality.has_inside(x):
+            found.values["data_sharpness"] = quality.sharpness(x).mean().item()
+        else:
+            found.skipped["ssim"] = found.skipped["sharpness"] = NO_INSIDE
         found.notes.append(
             f"reconstructions: of the first {len(x):,} images, {self.decoded} of the posterior mean; drawn ones are "
             "x ~ p(x|z), z ~ q(z|x)"
@@ -415,7 +425,7 @@ class _Suite:
         x, made = self.sampled()
         kinds = {"sample_": made.decoded} if self.model.latent_size else {}
         kinds["drawn_sample_"] = made.drawn
-        for prefix, images in kinds.items():
+        for prefix, images in kinds.items() if quality.has_inside(x) else ():
             self.found.values[f"{prefix}sharpness"] = quality.sharpness(images).mean().item()
         self.found.images["samples"] = self.settings.quality_images
         self.judged(x, kinds)
@@ -544,9 +554,12 @@ class _Suite:
             return
         self.progress("disentanglement", 0, 1)
         codes = code_means(self.model, test)
-        idle = codes.var(0) <= ACTIVE_VARIANCE
+        idle = torch.zeros(codes.shape[1], dtype=torch.bool)
         if self.model.has_bound and not self.model.discrete:
-            codes[:, idle] = 0.0  # at the prior: what is left of them is too faint to be read from z
+            # At the prior: what is left of them is too faint to be read from z. As for active units it is the prior's
+            # noise that tells, in which z has no scale of its own.
+            idle = code_means(self.model, test, "noise").var(0) <= ACTIVE_VARIANCE
+            codes[:, idle] = 0.0
         try:
             found.values |= disentanglement(codes, test.factors, self.settings.seed)
         except VlaeError as reason:  # too few images, or factors that are no classes

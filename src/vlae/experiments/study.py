@@ -30,7 +30,7 @@ from vlae.errors import VlaeError
 from vlae.evaluation.metrics import METRICS
 from vlae.evaluation.suite import Settings
 from vlae.experiments.columns import STUDY
-from vlae.training.configuration import check, check_aliases, find_config, shipped
+from vlae.training.configuration import check, check_yaml, find_config, shipped
 
 CONFIG = ("model", "data", "objective", "optimizer", "trainer", "seed", "start_from")
 CELL = ("name", "pretrained", "run", "published", "x", "group", "note")
@@ -146,7 +146,7 @@ def load(path: Path) -> Study:
     Raises:
         VlaeError: what is wrong, in one line that names the file and the key.
     """
-    check_aliases(path)
+    check_yaml(path)
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -215,6 +215,8 @@ def _cell(content: Any, base: dict[str, Any]) -> Cell:
     where = f"cell {name!r}"
     if not slug(name):
         raise VlaeError(f"{where}: its name needs a letter or a digit")
+    if empty := [key for key, value in content.items() if key in CONFIG and value is None]:
+        raise VlaeError(f"{where}: {empty[0]} is empty: leave it out, or give it a value")
     own = {key: value for key, value in content.items() if key in CELL and value is not None}
     config = merged(base, {key: value for key, value in content.items() if key in CONFIG})
     if "pretrained" in own and "run" in own:

@@ -95,6 +95,10 @@ class Adversarial(Term):
         self.discriminator = discriminator.to(next(model.parameters()))
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), self.lr, self.betas)  # type: ignore[arg-type]
 
+    def learned(self) -> list[nn.Parameter]:
+        """Nothing by the model's optimiser: the discriminator has one of its own."""
+        return []
+
     @property
     def prepared(self) -> bool:
         """Whether there is a discriminator."""

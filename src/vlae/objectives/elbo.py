@@ -7,15 +7,17 @@ from torch import Tensor, nn
 
 from vlae.errors import VlaeError
 from vlae.models.base import Bound, LatentVariableModel
+from vlae.objectives.parts import Part
 from vlae.objectives.schedules import Schedule, as_weight
 
 
-class Objective(nn.Module):
+class Objective(Part):
     """What training minimises: a scalar in nats per image, from a batch's bound and the progress of training.
 
     Simple ones are functions of the bound, `forward`. Those that need more than one z per image, or the images, have a
     `compute` of their own. `prepare` is called once before training, `update` after each step that was taken. What
-    adapts is in buffers or in `get_extra_state`, so that it travels with checkpoints.
+    adapts is in buffers or in `get_extra_state`, so that it travels with checkpoints; parameters are trained with the
+    model's (`learned`).
     """
 
     # Whether the loss weighs the rate in a way that needs one, and whether it may push the rate up.

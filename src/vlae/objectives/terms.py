@@ -18,11 +18,12 @@ from vlae.models.saving import trained_on
 from vlae.noise import randn
 from vlae.objectives.codes import in_rows, require_continuous
 from vlae.objectives.elbo import ELBO, Objective
+from vlae.objectives.parts import Part
 from vlae.objectives.schedules import Schedule, as_weight
 from vlae.processes import whole
 
 
-class Term(nn.Module):
+class Term(Part):
     """A scalar that is added to the loss, times a weight.
 
     Args:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from vlae.training.task import Task
 
 RESUME = "resume with the run's own config.yaml, or choose another --run.name"
-DATA = ("name", "binarize", "split", "options", "batch_size", "limit")  # which images; where they lie may change
+# Which images, also those that the best is chosen by; where they lie may change.
+DATA = ("name", "binarize", "split", "options", "batch_size", "limit", "validation_limit")
 FORMAT = 1  # of what `Task.on_save_checkpoint` adds; checkpoints from before it was written down have none
 
 
@@ -185,6 +186,8 @@ def check_training(last: Path, checkpoint: dict[str, Any], task: Task, epochs: i
         raise VlaeError(f"{last} has {'' if was else 'no '}averaged weights: leave trainer.ema_decay as it was")
     if (done := checkpoint["epoch"] + 1) > epochs:
         raise VlaeError(f"{last} has {done} epochs behind it: trainer.max_epochs must be as many or more; got {epochs}")
+    if odd := sorted(set(task.state_dict()) ^ set(checkpoint["state_dict"])):
+        raise VlaeError(f"{last} was trained with another objective or model, as {odd[0]} tells: {RESUME}")
     begun, asked = (each.get("started_from") for each in (about["metadata"], metadata))
     if begun != asked:
         raise VlaeError(f"{last} started from {begun or 'new weights'}, not from {asked or 'new ones'}: {RESUME}")

@@ -60,7 +60,7 @@ def build_model(settings: Any, image_shape: tuple[int, int, int]) -> Any:
 def find_config(name: str) -> Path:
     """A configuration file: a path, or the name of one that comes with the package."""
     if Path(name).is_file():
-        check_aliases(Path(name))
+        check_yaml(Path(name))
         return Path(name)
     known = shipped()
     if (stem := name.removesuffix(".yaml")) in known:
@@ -68,8 +68,12 @@ def find_config(name: str) -> Path:
     raise VlaeError(f"no configuration {name!r}: give a YAML file or one of {', '.join(known)}")
 
 
-def check_aliases(path: Path) -> None:
-    """Refuses a file whose aliases, each of others, stand for more values than memory holds, or for themselves."""
+def check_yaml(path: Path) -> None:
+    """Refuses what no reader of YAML tells of.
+
+    A key that is there twice, of which the last one would be taken; a section with nothing in it; and aliases, each of
+    others, that stand for more values than memory holds, or for themselves.
+    """
     sizes: dict[int, float] = {}  # of the part of the file that is under each node, aliases written out
 
     def size(node: yaml.Node | None) -> float:
@@ -77,18 +81,46 @@ def check_aliases(path: Path) -> None:
             return 1
         if id(node) not in sizes:
             sizes[id(node)] = math.inf  # until it is known: what holds itself never ends
+            if isinstance(node, yaml.MappingNode):
+                refuse_twice(path, node)
             parts = node.value if isinstance(node, yaml.SequenceNode) else itertools.chain(*node.value)
             sizes[id(node)] = 1 + sum(map(size, parts))
         return sizes[id(node)]
 
     try:
-        values = size(yaml.compose(path.read_text(), Loader=yaml.SafeLoader))
+        root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+        values = size(root)
+        refuse_empty(path, root)
     except RecursionError:
         raise VlaeError(f"{path} is nested too deeply for a configuration") from None
+    except VlaeError:
+        raise
     except (yaml.YAMLError, UnicodeDecodeError, ValueError):
         return  # whoever reads it says what is wrong
     if values > MOST_VALUES:
         raise VlaeError(f"{path}: its aliases stand for more than {MOST_VALUES:,} values: write them out")
+
+
+def refuse_twice(path: Path, node: yaml.MappingNode) -> None:
+    """Refuses a mapping in which a key is there twice."""
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            if key.value in seen:
+                raise VlaeError(
+                    f"{path}: {key.value} is there twice, again in line {key.start_mark.line + 1}: join them"
+                )
+            seen.add(key.value)
+
+
+def refuse_empty(path: Path, root: yaml.Node | None) -> None:
+    """Refuses a file with a section that has nothing in it: its lines were commented out, say."""
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
+        if key.value in SECTIONS and value.tag == "tag:yaml.org,2002:null":
+            raise VlaeError(f"{path}: {key.value} is empty: leave it out, or give it a value")
+
+
+SECTIONS = ("model", "data", "objective", "optimizer", "trainer", "run", "seed")
 
 
 def shipped(folder: str = ".") -> dict[str, Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
@@ -18,7 +18,9 @@ from vlae.data import Batch
 from vlae.errors import VlaeError
 from vlae.evaluation import LatentStatistics, bits_of_groups, keyed_generators, noise_means
 from vlae.models.base import Bound, LatentVariableModel
+from vlae.models.saving import entered_as
 from vlae.objectives import Objective
+from vlae.objectives.parts import Part
 from vlae.training.checkpoints import FORMAT
 
 
@@ -146,7 +148,7 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser and its per-step schedule; a plateau schedule is stepped after validation."""
-        optimizer = self.settings.make(self.model.parameters())
+        optimizer = self.settings.make(self.trained)
         total = int(self.trainer.estimated_stepping_batches)
         schedules: list[Any] = [LambdaLR(optimizer, partial(self.settings.factor, total=total))]
         if self.settings.schedule == "plateau":
@@ -161,6 +163,16 @@ class Task(pl.LightningModule):
                 )
             )
         return [optimizer], schedules
+
+    @property
+    def parts(self) -> list[Part]:
+        """The objective and all parts within it."""
+        return [part for part in self.objective.modules() if isinstance(part, Part)]
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """What the optimiser trains: the model, and what the objective has learned beside it."""
+        return [*self.model.parameters(), *(parameter for part in self.parts for parameter in part.learned())]
 
     @property
     def progress(self) -> float:
@@ -184,7 +196,7 @@ class Task(pl.LightningModule):
         for parameter in self.objective.frozen(self.model, self.global_step, self.progress):
             parameter.grad = None  # the optimiser passes over it
         clip = self.gradient_clip or math.inf  # which gives the norm and changes nothing
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, clip, foreach=True)
         if not torch.isfinite(loss + norm):
             self.guard.bad(self.global_step, self.settings.lr)
             return
@@ -269,7 +281,7 @@ class Task(pl.LightningModule):
         """
         checkpoint["vlae"] = {
             "format": FORMAT,
-            "model": type(self.model).__name__,
+            "model": entered_as(type(self.model)),
             "arguments": self.model.config,
             "metadata": {**self.model.metadata, "free_nats_at_end": self.objective.floor(self.progress)},
             "bad_steps": self.guard.total,
@@ -288,6 +300,7 @@ class Task(pl.LightningModule):
             "optimizer.name": self.settings.name,
             "optimizer.schedule": self.settings.schedule,
             "objective": type(self.objective).__name__,
+            "objective.parts": ", ".join(type(part).__name__ for part in self.parts),
             "seed": str(self.seed),
         }
 
