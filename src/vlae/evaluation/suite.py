@@ -326,8 +326,8 @@ class _Suite:
             return
         images, fewer = min(settings.nll_images or len(self.test), len(self.test)), settings.nll_of_all_samples
         counting = self.counting("nll", images + (len(self.test) if fewer else 0))
-        measure = partial(likelihoods, self.model, self.batches, seed=settings.seed, progress=counting)
-        measured = measure(settings.samples, images, kept=self.kept)
+        sampled = partial(likelihoods, self.model, self.batches, seed=settings.seed, progress=counting)
+        measured = sampled(settings.samples, images, kept=self.kept)
         every = nll_rows(measured, bits_per_value(self.model))
         last = every[-1]
         found.values |= {"nll": last["nll"], "ess": last["ess"]}
@@ -348,7 +348,7 @@ class _Suite:
                     f"NLL of all {bound.images:,} images, by difference: their -ELBO less the mean gap between -ELBO "
                     "and NLL of those chosen; its ± is of the mean of these images, not of the population behind them"
                 )
-        if fewer and images < len(self.test) and (told := measured.of_all_by(measure(fewer))) is not None:
+        if fewer and images < len(self.test) and (told := measured.of_all_by(sampled(fewer))) is not None:
             found.values["nll_of_all"], found.errors["nll_of_all"] = told
             found.notes.append(
                 f"NLL of all {len(self.test):,} images: theirs with K = {fewer:,}, less what more samples take from "
