@@ -221,7 +221,7 @@ def test_a_class_named_like_one_of_ours_takes_nothing_away(tmp_path):
     assert type(vlae.load(tmp_path / "own")) is anew
 
 
-class Small(LatentVariableModel):
+class Minimal(LatentVariableModel):
     """The documented contract and no more: encode, decode and prior."""
 
     def __init__(self, image_shape=SHAPE):
@@ -266,4 +266,4 @@ def test_what_an_objective_learns_is_trained(trained):
 
 
 def test_a_model_of_the_documented_contract_can_be_trained(trained):
-    assert isinstance(vlae.load(trained(Small())), Small)
+    assert isinstance(vlae.load(trained(Minimal())), Minimal)
