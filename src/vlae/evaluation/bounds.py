@@ -31,8 +31,8 @@ class Evaluation:
         distortion, rate: the two terms; `rate_bits` the rate in bits. The rate, and all that follows from it, is None
             where z has no density (`has_bound` is False).
         negative_elbo: distortion + rate; `negative_elbo_error` its standard error.
-        shuffled_gap: nats lost in distortion where each image is decoded with another image's z.
-        active_units: latent dimensions in use; None where they hold discrete codes. `latent_dim` of how many.
+        shuffled_gap: nats lost in distortion where each image is decoded with another image's z; NaN of one image.
+        active_units: latent dimensions in use; None where they hold discrete codes, and of one image. `latent_dim` of how many.
         bits_per_latent: mean rate of each latent dimension, bits.
         bits_per_dim: -ELBO in bits per sub-pixel; None for densities, which would need dequantised data.
         nll: importance-weighted -log p(x) at `nll_samples` samples; `nll_error` its standard error, `ess` the mean
