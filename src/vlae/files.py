@@ -15,7 +15,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from vlae.errors import VlaeError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
 
 # What a write fails with where there is no room for it; the system names no file then.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -63,6 +72,33 @@ def check_place(directory: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
     if not os.access(place, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+
+@contextmanager
+def holding(directory: Path) -> Iterator[int]:
+    """Holds a directory for this process, and yields its number in the file system; it may be renamed meanwhile.
+
+    The system lets go of it with the process, however that ends. Where it can't hold directories (Windows, some network
+    drives) nothing is held.
+
+    Raises:
+        VlaeError: another process, or another part of this one, holds it.
+    """
+    handle = os.open(directory, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if fcntl is not None and handle is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise VlaeError(
+                    f"another process is writing to {directory}: wait for it, stop it, or choose another name"
+                ) from None
+            except OSError:
+                pass
+        yield directory.stat().st_ino
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

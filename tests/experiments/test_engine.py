@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from vlae.evaluation.suite import Measurements
 from vlae.experiments import cells, engine, study, tables
 from vlae.experiments.engine import Spread
 from vlae.experiments.plan import Timing
+from vlae.files import holding
 from vlae.training.callbacks import EpochReport
 
 TINY = {
@@ -456,6 +459,43 @@ def test_a_training_is_told_its_threads_and_its_seconds_are_counted(tmp_path, mo
     assert words[:3] == ["3", "-m", "vlae"]
     assert words[3:] == cells.train_words(tmp_path / "c.yaml", tmp_path / "runs" / "me", False)
     assert "--resume" in cells.train_words(tmp_path / "c.yaml", tmp_path / "run", True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_study_that_is_told_to_end_takes_its_trainings_with_it(tmp_path, monkeypatch, workers):
+    """As a batch system does: it tells the process that it has started, and no other."""
+    monkeypatch.undo()
+    endless = {**TINY, "base": {**TINY["base"], "trainer": {**TINY["base"]["trainer"], "max_epochs": 100_000}}}
+    (tmp_path / "endless.yaml").write_text(yaml.safe_dump(endless))
+    words = ["experiment", "endless.yaml", "--budget", "full", "--workers", str(workers), "--output", "out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vlae", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 240
+    while len(checkpoints := list(tmp_path.rglob("last.ckpt"))) < workers and time.monotonic() < until:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    assert len(checkpoints) == workers
+    process.terminate()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err.splitlines()[-1].endswith("interrupted; the same command goes on from here")
+    for path in checkpoints:
+        with holding(path.parent.parent):  # nobody trains into it
+            pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="directories can't be held on Windows")
+def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path):
+    layers = write(tmp_path)
+    mine = tmp_path / "out" / "cells" / "none"
+    (mine / "ckpts").mkdir(parents=True)
+    (mine / "ckpts" / "best.ckpt").write_bytes(b"the other's")
+    with holding(mine):
+        assert engine.run(layers, tmp_path / "out") == 1
+    assert (mine / "ckpts" / "best.ckpt").read_bytes() == b"the other's"
+    assert "another process is writing to" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_a_training_ends_with_who_waits_for_it(tmp_path, monkeypatch):

@@ -1,10 +1,14 @@
 """A run that is overwritten is lost only once its successor has something to show."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from vlae import VAE, VlaeError
 from vlae.cli import main
+from vlae.files import aside, holding
 from vlae.objectives import ELBO, IWAE
 from vlae.training import run
 from vlae.training.task import OptimizerSettings
@@ -106,3 +110,61 @@ def test_a_run_that_was_set_aside_is_not_trained_into(old):
     with pytest.raises(VlaeError, match="exists"), run.room_for(old, resume=False, overwrite=False):
         pass
     assert (place / "config.yaml").read_text() == "old" and not old.exists()
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from vlae.files import aside, holding
+with holding(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def held(old):
+    """Another process that trains into the run: its directory, until it is killed."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(old)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="directories can't be held on Windows")
+@pytest.mark.parametrize("put_aside", [False, True])
+def test_a_run_that_another_process_trains_is_not_replaced(old, held, put_aside):
+    """Nor where that one is in its first epoch itself, and has set aside the run before it."""
+    if put_aside:
+        kept = aside(old) / "config.yaml"
+        kept.parent.mkdir()
+        kept.write_text("older")
+    before = contents(old.parent)
+    with pytest.raises(VlaeError, match=r"another process is writing to .*run"):
+        train(old)
+    assert contents(old.parent) == before
+    held.kill()
+    held.wait()
+    train(old)
+    assert (old / "config.yaml").read_text() == "new"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="directories can't be held on Windows")
+def test_a_run_is_held_from_its_beginning_to_its_end(tmp_path, monkeypatch):
+    directory, step = tmp_path / "run", run.Task.training_step
+    refused = []
+
+    def meanwhile(self, batch, batch_idx):
+        with pytest.raises(VlaeError, match="another process"), holding(directory):
+            pass
+        refused.append(batch_idx)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(run.Task, "training_step", meanwhile)
+    for _ in range(2):  # made, then overwritten
+        train(directory)
+        with holding(directory):
+            pass
+    assert len(refused) == 4

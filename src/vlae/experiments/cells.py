@@ -37,7 +37,7 @@ from vlae.evaluation.suite import Measurements, measure
 from vlae.experiments.dae import flat, judge_of
 from vlae.experiments.plan import Load, Timing
 from vlae.experiments.study import Cell, Measure
-from vlae.files import replacing, write_text
+from vlae.files import holding, replacing, write_text
 from vlae.machine import machine, versions
 from vlae.models import LatentVariableModel, load
 from vlae.models.saving import CONFIG, locate, trained_on
@@ -215,8 +215,10 @@ def do(job: Job) -> str:
 
 def train(job: Job, resume: bool) -> None:
     """Trains the cell, or goes on with it; its CPU seconds are added to those of earlier parts."""
-    if not resume:  # what is left of an older one must not be taken for this one's
-        shutil.rmtree(job.directory, ignore_errors=True)
+    if job.directory.exists():
+        with holding(job.directory):  # or another process is training it
+            if not resume:  # what is left of an older one must not be taken for this one's
+                shutil.rmtree(job.directory, ignore_errors=True)
     before = job.seconds_so_far() if resume else 0.0
     _keep_seconds(job, None)  # what remains, if this process is killed
     config = job.folder / f"{job.cell.slug}.yaml"

@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 import json
 import shlex
+import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -219,7 +221,8 @@ def run(
     if not table_only:
         mine = [job.cleared() for job in jobs[first - 1 :: count]]
         print(f"{study.title}: {len(mine)} cells, {said(plan)}; {output}", flush=True)
-        reasons = spread.map(do, mine)
+        with ending_as_interrupted():
+            reasons = spread.map(do, mine)
         failures = {job.cell.name: reason for job, reason in zip(mine, reasons, strict=True) if reason}
     results = {}
     for job in jobs:
@@ -231,6 +234,23 @@ def run(
     shown = [job.load for job in jobs if job.load is not None]
     tables.write(study, results, output, tables.About(said(plan, shown), command(called or study.name, plan), failures))
     return int(bool(failures))
+
+
+@contextmanager
+def ending_as_interrupted() -> Iterator[None]:
+    """A process told to end (SIGTERM) ends as by Ctrl-C, so that it takes its trainings with it."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _named(study: Study, names: Collection[str]) -> set[str]:

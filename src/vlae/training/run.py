@@ -28,7 +28,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from vlae import data, processes
 from vlae.errors import VlaeError
-from vlae.files import aside, set_aside, write_text
+from vlae.files import aside, holding, set_aside, write_text
 from vlae.models.base import LatentVariableModel
 from vlae.models.saving import check_rebuilds
 from vlae.objectives import Objective
@@ -341,8 +341,28 @@ def room_for(directory: Path, resume: bool, overwrite: bool) -> Iterator[None]:
     """The run's directory, new unless it is to be resumed.
 
     A run that was there is kept aside until its successor has finished an epoch. What fails before that comes to
-    nothing: the old run is put back, and without one no directory is left to stand in the way of the next try.
+    nothing: the old run is put back, and without one no directory is left to stand in the way of the next try. Until it
+    ends, no other process may train into it or replace it.
     """
+    with ExitStack() as held:
+        there = held.enter_context(holding(directory)) if directory.exists() else None
+        old = _make_room(directory, resume, overwrite)
+        if directory.stat().st_ino != there:
+            held.enter_context(holding(directory))
+        try:
+            yield
+        finally:
+            begun = resume or has_finished_an_epoch(directory)
+            if not begun:
+                shutil.rmtree(directory, ignore_errors=True)
+                if old:
+                    old.rename(directory)
+            if old:
+                shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def _make_room(directory: Path, resume: bool, overwrite: bool) -> Path | None:
+    """The run's directory, made or swept; where the run is that it replaces."""
     old: Path | None = None
     if not (resume or overwrite):
         try:
@@ -359,16 +379,7 @@ def room_for(directory: Path, resume: bool, overwrite: bool) -> Iterator[None]:
         old = aside(directory)
         directory.rename(old)
     (directory / "logs").mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        begun = resume or has_finished_an_epoch(directory)
-        if not begun:
-            shutil.rmtree(directory, ignore_errors=True)
-            if old:
-                old.rename(directory)
-        if old:
-            shutil.rmtree(old.parent, ignore_errors=True)
+    return old
 
 
 def sweep(directory: Path) -> None:
