@@ -498,6 +498,140 @@ def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path):
     assert "another process is writing to" in (tmp_path / "out" / "table.md").read_text()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="directories can't be held on Windows")
+@pytest.mark.parametrize("options", [{"again": ["one-more"]}, {"overwrite": True}])
+def test_nothing_is_set_aside_where_one_cell_is_being_trained(done, options):
+    before = snapshot(done)
+    with (
+        holding(done / "cells" / "one-more"),
+        pytest.raises(VlaeError, match=r"another process is writing to .*one-more"),
+    ):
+        engine.run(write(done.parent), done, **options)
+    assert snapshot(done) == before
+
+
+def fails(config, directory, log, threads, resume=False):
+    """A training that comes to something before it fails."""
+    log.write_text("new")
+    (directory / "ckpts").mkdir(parents=True)
+    raise VlaeError("training failed: no luck")
+
+
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"again": ["none"]}, {"overwrite": True, "budget": "two"}])
+def test_what_fails_anew_leaves_what_was_there(done, monkeypatch, options):
+    before, plan = snapshot(done), (done / "plan.json").read_bytes()
+    monkeypatch.setattr(cells, "vlae_train", fails)
+    assert engine.run(write(done.parent), done, **options) == 1
+    assert snapshot(done) == before
+    assert (done / "plan.json").read_bytes() == plan
+    assert engine.run(write(done.parent), done) == 0
+    assert snapshot(done) == before
+
+
+def test_what_can_not_be_measured_again_keeps_what_was_measured(done, monkeypatch):
+    before = snapshot(done)
+
+    def never(job):
+        raise VlaeError("no luck")
+
+    monkeypatch.setattr(cells, "evaluate", never)
+    assert engine.run(write(done.parent), done, measure_again=True) == 1
+    assert snapshot(done) == before
+
+
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"measure_again": True}])
+def test_what_is_begun_anew_and_stopped_goes_on(done, monkeypatch, options):
+    """The wish is fulfilled by the next command, that does not repeat it: cell by cell, and nothing is left aside."""
+    layers, before, evaluate = write(done.parent), snapshot(done), cells.evaluate
+
+    def stopped(job):
+        if job.cell.slug == "one-more":
+            raise KeyboardInterrupt
+        return evaluate(job)
+
+    monkeypatch.setattr(cells, "evaluate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(layers, done, **options)
+    monkeypatch.setattr(cells, "evaluate", evaluate)
+    assert engine.run(layers, done) == 0
+    assert trained == (["none", "one-more"] if "overwrite" in options else [])
+    for slug in ("none", "one-more"):
+        result = done / "cells" / slug / "result.json"
+        assert result.stat().st_mtime_ns != before[result][0]
+    assert not list((done / "cells").glob("*.replaced"))
+
+
+def test_what_was_begun_anew_and_is_done_anew_again(done, monkeypatch):
+    layers, before = write(done.parent), snapshot(done)
+
+    def stopped(config, directory, log, threads, resume=False):
+        fails_after = directory / "ckpts"
+        fails_after.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cells, "vlae_train", stopped)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            engine.run(layers, done, again=["none"])
+    monkeypatch.setattr(cells, "vlae_train", fails)
+    assert engine.run(layers, done) == 1
+    assert snapshot(done) == before
+
+
+def test_a_dry_run_leaves_the_plan_of_what_is_there(done):
+    before = (done / "plan.json").read_bytes()
+    assert engine.run(write(done.parent), done, budget="two", overwrite=True, dry_run=True) == 0
+    assert (done / "plan.json").read_bytes() == before
+    assert engine.run(write(done.parent), done) == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"budget": "two"}, {"shard": "1/2"}, {"again": ["none"]}, {"overwrite": True}, {"measure_again": True}]
+)
+def test_the_table_alone_takes_no_wishes(done, options):
+    with pytest.raises(VlaeError, match=f"what is there: leave --{next(iter(options))} out"):
+        engine.run(write(done.parent), done, table_only=True, **options)
+
+
+def test_a_study_of_ready_models_survives_one_that_can_not_be_measured(done, monkeypatch, capsys):
+    given = [{"name": name, "run": str(done / "cells" / name)} for name in ("none", "one-more")]
+    models = write(done.parent, cells=given, base={"data": TINY["base"]["data"]}, columns=["rate"], plots=[])
+    evaluate = cells.evaluate
+
+    def broken(job):
+        if job.cell.slug == "none":
+            raise ZeroDivisionError("by zero")
+        return evaluate(job)
+
+    monkeypatch.setattr(cells, "evaluate", broken)
+    assert engine.run(models, done.parent / "models") == 1
+    assert "none: FAILED: ZeroDivisionError: by zero" in capsys.readouterr().out
+    assert list(results(done.parent / "models")) == ["one-more"]
+    assert "ZeroDivisionError" in (done.parent / "models" / "cells" / "none.log").read_text()
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"identity": {}, "values": 3}'])
+def test_a_damaged_result_is_measured_again(done, content):
+    (done / "cells" / "none" / "result.json").write_text(content)
+    assert engine.run(write(done.parent), done) == 0
+    assert (trained, list(results(done))) == ([], ["none", "one-more"])
+
+
+@pytest.mark.parametrize("content", [b"{a: [", b"[]", b"\xff"])
+def test_a_damaged_configuration_is_another_one(done, content):
+    (done / "cells" / "none.yaml").write_bytes(content)
+    with pytest.raises(VlaeError, match=r"was made otherwise .*--again none"):
+        engine.run(write(done.parent), done)
+    assert engine.run(write(done.parent), done, again=["none"]) == 0
+    assert trained == ["none"]
+
+
+@pytest.mark.parametrize("words", [{"budget": "²"}, {"shard": "²/3"}])
+def test_digits_that_are_no_numbers(done, words):
+    with pytest.raises(VlaeError):
+        engine.run(write(done.parent), done, **words)
+
+
 def test_a_training_ends_with_who_waits_for_it(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(cells.sys, "executable", command(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 60"))
@@ -574,7 +708,7 @@ def test_pictures_of_all_cells_below_the_datas(tmp_path):
     results = {cell.name: {"values": {}, "errors": {}} for cell in tiny.cells[:2]}
     figure = tables.draw(tiny, results, tiny.plots[0], tmp_path)
     assert [text.get_text() for text in figure.texts if text.get_text()] == ["Layers", "data", "none", "one, more"]
-    assert tables.file_name(tiny, tiny.plots[0]) == "drawn-by-all.png"
+    assert study.file_name(tiny.plots, tiny.plots[0]) == "drawn-by-all.png"
     assert tables.draw(tiny, results, tiny.plots[1], tmp_path) is None  # nobody measured it
     with np.load(tmp_path / "cells" / "none" / "pictures.npz") as arrays:
         assert np.abs(arrays["samples"] / 255 - found.pictures["samples"].numpy()).max() <= 0.5 / 255 + 1e-6

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from vlae.evaluation.classifier import Classifier
 from vlae.evaluation.suite import Measurements, measure
 from vlae.experiments.dae import flat, judge_of
 from vlae.experiments.plan import Load, Timing
-from vlae.experiments.study import Cell, Measure
+from vlae.experiments.study import KEPT_PICTURES, Cell, Measure
 from vlae.files import holding, replacing, write_text
 from vlae.machine import machine, versions
 from vlae.models import LatentVariableModel, load
@@ -44,10 +44,10 @@ from vlae.models.saving import CONFIG, locate, trained_on
 from vlae.sampling import prior_samples
 from vlae.training.run import DataSettings, TrainerSettings
 
-KEPT_PICTURES = 32
 TIMED_BATCH, TIMES = 64, 3
 CALIBRATION_STEPS = 8
 CALIBRATION_SHARE = 20  # the evaluation is tried on one image in so many
+RESULT = ("identity", "values", "errors", "skipped")  # tables of numbers and words in a result
 IGNORED = ("data.root", "trainer.progress_bar", "measure.batch_size")  # where and how, not what
 
 
@@ -78,12 +78,37 @@ class Job:
     measure_anew: bool = False
 
     def cleared(self) -> Job:
-        """Removes what is to be done anew, so that the job, if interrupted, goes on from there without these wishes."""
+        """Sets aside what is to be done anew, so that the job, if interrupted, goes on from there without these wishes.
+
+        It is removed when the job is done, and put back where that fails.
+        """
+        if self.result_path.is_file():  # done, so that nothing is kept for it
+            shutil.rmtree(self.replaced, ignore_errors=True)
         if self.anew:
-            shutil.rmtree(self.directory, ignore_errors=True)
-        if self.measure_anew:
-            self.result_path.unlink(missing_ok=True)
+            self.put_back()  # what was begun anew before, and not done, is not worth keeping
+            _move([path.name for path in self._kept], self.folder, self.replaced)
+        elif self.measure_anew and self.result_path.is_file():
+            _move([self.result_path.name], self.directory, self.replaced)
         return replace(self, anew=False, measure_anew=False)
+
+    def put_back(self) -> None:
+        """What was set aside, in the place of what came instead."""
+        if not self.replaced.exists():
+            return
+        if (self.replaced / self.result_path.name).exists():
+            _move([self.result_path.name], self.replaced, self.directory)
+        else:
+            _move([path.name for path in self._kept], self.replaced, self.folder)
+        shutil.rmtree(self.replaced, ignore_errors=True)
+
+    @property
+    def replaced(self) -> Path:
+        """Where what is done anew is kept until it is done."""
+        return self.folder / f"{self.cell.slug}.replaced"
+
+    @property
+    def _kept(self) -> list[Path]:
+        return [self.directory, self.config_path, self.log_path, self.seconds_path]
 
     @property
     def directory(self) -> Path:
@@ -94,6 +119,16 @@ class Job:
     def result_path(self) -> Path:
         """What was measured."""
         return self.directory / "result.json"
+
+    @property
+    def config_path(self) -> Path:
+        """What it was trained with."""
+        return self.folder / f"{self.cell.slug}.yaml"
+
+    @property
+    def log_path(self) -> Path:
+        """What its training said."""
+        return self.folder / f"{self.cell.slug}.log"
 
     @property
     def seconds_path(self) -> Path:
@@ -132,6 +167,18 @@ class Job:
         return json.loads(json.dumps(whole))  # as it is read back: tuples are lists
 
 
+def _move(names: Sequence[str], source: Path, target: Path) -> None:
+    """Moves what there is of these names, in the place of what the target has; of the others it keeps nothing."""
+    for name in names:
+        if (target / name).is_dir():
+            shutil.rmtree(target / name)
+        else:
+            (target / name).unlink(missing_ok=True)
+        if (source / name).exists():
+            target.mkdir(parents=True, exist_ok=True)
+            (source / name).rename(target / name)
+
+
 @dataclass(frozen=True)
 class State:
     """What is there of a cell.
@@ -149,13 +196,13 @@ class State:
 
 def state(job: Job) -> State:
     """What is there of a cell, and whether it is still the same cell."""
-    directory, path = job.directory, job.folder / f"{job.cell.slug}.yaml"
+    directory, path = job.directory, job.config_path
     if job.anew:
         return State("new")
     if job.cell.trained and (directory / "config.yaml").is_file():
         if not path.is_file():
             return State("changed", f"{path.name} is missing, which says what it was trained with", True)
-        if change := difference(yaml.safe_load(path.read_text()), job.config):
+        if change := difference(_trained_with(path), job.config):
             return State("changed", change, training_changed=True)
     result = read_result(job)
     if result is not None and not job.measure_anew:
@@ -164,6 +211,15 @@ def state(job: Job) -> State:
     if not job.cell.trained or (job.model_path() / CONFIG).is_file():
         return State("trained")
     return State("begun" if (directory / "ckpts" / "last.ckpt").is_file() else "new")
+
+
+def _trained_with(path: Path) -> dict[str, Any]:
+    """The configuration that is kept of a cell; empty where it is damaged, and so different from any other."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -176,22 +232,26 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def read_result(job: Job) -> dict[str, Any] | None:
-    """What was measured of a cell; None where nothing was, or not to the end."""
+    """What was measured of a cell; None where nothing was, or what there is is damaged."""
     try:
-        return json.loads(job.result_path.read_text())
-    except (OSError, json.JSONDecodeError):
+        result = json.loads(job.result_path.read_text())
+    except (OSError, ValueError):
         return None
+    whole = isinstance(result, dict) and all(isinstance(result.get(key), dict) for key in RESULT)
+    return result if whole else None
 
 
 def do(job: Job) -> str:
     """Does what is left to be done of a cell; why it failed, in a line, or "" where it did not."""
     started = time.monotonic()
     try:
+        job.folder.mkdir(parents=True, exist_ok=True)
         if job.threads is not None:
             torch.set_num_threads(job.threads)
         now = state(job)
         if now.name == "finished":
             print(f"{job.cell.name}: finished before", flush=True)
+            shutil.rmtree(job.replaced, ignore_errors=True)
             return ""
         if now.name in ("new", "begun"):
             train(job, resume=now.name == "begun")
@@ -200,12 +260,14 @@ def do(job: Job) -> str:
         write_text(job.result_path, json.dumps(result, indent=2) + "\n")
     except Exception as error:  # whatever it is, the other cells go on
         if not isinstance(error, VlaeError | OSError):
-            with (job.folder / f"{job.cell.slug}.log").open("a") as log:
+            with job.log_path.open("a") as log:
                 log.write(traceback.format_exc())
         text = " ".join(str(error).split()) or type(error).__name__
         reason = text if isinstance(error, VlaeError) else f"{type(error).__name__}: {text}"
+        job.put_back()
         print(f"{job.cell.name}: FAILED: {reason}", flush=True)
         return reason
+    shutil.rmtree(job.replaced, ignore_errors=True)
     print(f"{job.cell.name}: done in {time.monotonic() - started:.0f} s", flush=True)
     return ""
 
@@ -221,9 +283,8 @@ def train(job: Job, resume: bool) -> None:
                 shutil.rmtree(job.directory, ignore_errors=True)
     before = job.seconds_so_far() if resume else 0.0
     _keep_seconds(job, None)  # what remains, if this process is killed
-    config = job.folder / f"{job.cell.slug}.yaml"
+    config, log = job.config_path, job.log_path
     write_text(config, yaml.safe_dump(job.config, sort_keys=False))
-    log = job.folder / f"{job.cell.slug}.log"
     print(f"{job.cell.name}: {'going on with' if resume else 'starting'} its training, log {log}", flush=True)
     try:
         spent = vlae_train(config, job.directory, log, job.threads, resume)

@@ -28,7 +28,7 @@ from vlae.experiments import tables
 from vlae.experiments.cells import Job, State, calibrate, do, load_of, read_result, state
 from vlae.experiments.plan import Load, Timing, chosen, duration, images_within, makespan, with_budget
 from vlae.experiments.study import Study
-from vlae.files import write_text
+from vlae.files import holding, write_bytes, write_text
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -157,7 +157,7 @@ def shard_of(text: str) -> tuple[int, int]:
         (2, 4)
     """
     first, _, count = text.partition("/")
-    if not (first.isdigit() and count.isdigit() and 1 <= int(first) <= int(count)):
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
         raise VlaeError(f"a shard is written I/N with I from 1 to N, such as 1/4; got {text!r}")
     return int(first), int(count)
 
@@ -197,6 +197,8 @@ def run(
         VlaeError: bad input, or a cell that is there and was made otherwise.
     """
     first, count = shard_of(shard) if shard else (1, 1)
+    if table_only and (others := _given(budget, shard, again, overwrite, measure_again, dry_run)):
+        raise VlaeError(f"--table_only writes the table of what is there: leave {others[0]} out")
     output = output.resolve()
     anew = _named(study, again)
     jobs = _jobs(study, output, spread, overwrite, anew, measure_again)
@@ -213,17 +215,22 @@ def run(
     elif not table_only:
         refuse_changes(jobs[first - 1 :: count], states)
         spread.check()
-    if not any(now.name == "changed" for now in states.values()):
-        plan.write(output / "plan.json")
+    kept = output / "plan.json"
+    before = kept.read_bytes() if kept.is_file() else None
+    there = [state(replace(job, anew=False, measure_anew=False)) for job in jobs] if dry_run else list(states.values())
+    if not any(now.name == "changed" for now in there):
+        plan.write(kept)
     if dry_run:
         return 0
     failures: dict[str, str] = {}
     if not table_only:
-        mine = [job.cleared() for job in jobs[first - 1 :: count]]
+        mine = cleared(jobs[first - 1 :: count])
         print(f"{study.title}: {len(mine)} cells, {said(plan)}; {output}", flush=True)
         with ending_as_interrupted():
             reasons = spread.map(do, mine)
         failures = {job.cell.name: reason for job, reason in zip(mine, reasons, strict=True) if reason}
+        if before is not None and len(failures) == len(jobs):  # what was there is there again
+            write_bytes(kept, before)
     results = {}
     for job in jobs:
         name, now = job.cell.name, state(replace(job, anew=False, measure_anew=False))
@@ -251,6 +258,24 @@ def ending_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def cleared(jobs: Sequence[Job]) -> list[Job]:
+    """Sets aside what is to be done anew, all of it or, where another process trains one of the cells, nothing."""
+    with ExitStack() as held:
+        for job in jobs:
+            if job.anew and job.directory.exists():
+                held.enter_context(holding(job.directory))
+        return [job.cleared() for job in jobs]
+
+
+def _given(
+    budget: str | None, shard: str | None, again: Collection[str], overwrite: bool, measure_again: bool, dry_run: bool
+) -> list[str]:
+    """Options that were given, by name."""
+    values = {"budget": budget, "shard": shard, "again": again, "overwrite": overwrite}
+    values |= {"measure_again": measure_again, "dry_run": dry_run}
+    return [f"--{name}" for name, value in values.items() if value]
 
 
 def _named(study: Study, names: Collection[str]) -> set[str]:

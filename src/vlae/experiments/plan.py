@@ -91,7 +91,7 @@ def chosen(budgets: Mapping[str, int | None], budget: str) -> int | None:
     Raises:
         VlaeError: no budget of that name.
     """
-    if budget.isdigit() and int(budget):
+    if budget.isdecimal() and int(budget):
         return int(budget)
     if budget not in budgets:
         known = ", ".join(budgets)

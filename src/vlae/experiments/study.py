@@ -19,13 +19,15 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vlae.data.datasets import check_split
 from vlae.errors import VlaeError
 from vlae.evaluation.metrics import METRICS
 from vlae.evaluation.suite import Settings
@@ -40,6 +42,7 @@ PLOTS: dict[str, tuple[str, ...]] = {
     "rate-distortion": (),
     "pictures": ("of", "count"),
 }
+KEPT_PICTURES = 32
 PICTURES = ("reconstructions", "drawn reconstructions", "samples", "drawn samples")
 
 
@@ -196,6 +199,9 @@ def _study(name: str, content: Any) -> Study:
     columns = tuple(_list(content["columns"], "columns"))
     _columns(columns, axes, "columns")
     plots = tuple(_plot(each, axes) for each in _list(content.get("plots") or [], "plots"))
+    files = [file_name(plots, plot) for plot in plots]
+    if twice := [file for i, file in enumerate(files) if file in files[:i]]:
+        raise VlaeError(f"plots: two of them would be {twice[0]}: give each a name of its own")
     return Study(
         name=name,
         title=str(content["title"]),
@@ -218,13 +224,15 @@ def _cell(content: Any, base: dict[str, Any]) -> Cell:
     if empty := [key for key, value in content.items() if key in CONFIG and value is None]:
         raise VlaeError(f"{where}: {empty[0]} is empty: leave it out, or give it a value")
     own = {key: value for key, value in content.items() if key in CELL and value is not None}
+    _typed(own, where, pretrained=str, run=str, group=str, note=str)
+    _typed(content, where, data=dict, seed=int)
     config = merged(base, {key: value for key, value in content.items() if key in CONFIG})
     if "pretrained" in own and "run" in own:
         raise VlaeError(f"{where}: give one of pretrained and run")
     for key in ("published", "x"):
         _known(own.setdefault(key, {}), METRICS | STUDY if key == "published" else None, f"{where}: {key}")
         for metric, value in own[key].items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise VlaeError(f"{where}: {key}: {metric} must be a number; got {value!r}")
     cell = Cell(**{**own, "name": name, "config": config})
     if cell.trained:
@@ -237,9 +245,11 @@ def _cell(content: Any, base: dict[str, Any]) -> Cell:
 def _budgets(content: Any) -> dict[str, int | None]:
     _known(content, None, "budgets")
     for name, images in content.items():
+        if not isinstance(name, str):
+            raise VlaeError(f"budgets: {name!r} is no name: put it in quotes")
         if images is not None and (isinstance(images, bool) or not isinstance(images, int) or images < 1):
             raise VlaeError(f"budgets: {name} must be a number of training images, or null; got {images!r}")
-        if str(name)[:1].isdigit():
+        if name[:1].isdigit():
             raise VlaeError(f"budgets: {name} looks like a duration; a name begins with a letter")
     return dict(content)
 
@@ -248,12 +258,23 @@ def _measure(content: Any) -> Measure:
     own = ("split", "limit")
     settings = [each.name for each in fields(Settings)]
     _known(content, [*settings, *own], "measure")
+    kinds = {True: bool, False: int}
+    _typed(content, "measure", split=str, limit=int)
+    for key in settings:
+        default = getattr(Settings(), key)
+        if isinstance(default, tuple):
+            each = str if key == "only" else int
+            for value in _list(content.get(key, []), f"measure: {key}"):
+                _typed({key: value}, "measure, each of", **{key: each})
+        else:
+            _typed(content, "measure", **{key: kinds[isinstance(default, bool)]})
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     measure = {key: given.pop(key) for key in own if key in given}
     limit = measure.get("limit")
-    if limit is not None and (not isinstance(limit, int) or limit < 2):
+    if limit is not None and limit < 2:
         raise VlaeError(f"measure: limit must be at least 2 images, or null for all; got {limit!r}")
     try:
+        check_split(measure.get("split", "test"))
         return Measure(Settings(**given), **measure)
     except (VlaeError, TypeError) as error:
         raise VlaeError(f"measure: {error}") from None
@@ -261,6 +282,7 @@ def _measure(content: Any) -> Measure:
 
 def _plot(content: Any, axes: Collection[str]) -> dict[str, Any]:
     _known(content, None, "a plot", required=("kind",))
+    _typed(content, "plots", kind=str, title=str, name=str, log_x=bool, of=str, count=int)
     kind = content["kind"]
     if kind not in PLOTS:
         raise VlaeError(f"plots: unknown kind {kind!r}: choose one of {', '.join(PLOTS)}")
@@ -271,13 +293,35 @@ def _plot(content: Any, axes: Collection[str]) -> dict[str, Any]:
             continue
         names = content.get(key)
         names = [names] if isinstance(names, str) else names
-        if not names or (key == "x" and len(names) > 1):
+        if not isinstance(names, list) or not names or (key == "x" and len(names) > 1):
             raise VlaeError(f"plot {kind}: {key} must name {'one column' if key == 'x' else 'columns'}; got {names!r}")
         _columns(names, axes, f"plot {kind}: {key}")
         content[key] = names[0] if key == "x" else list(names)
     if kind == "pictures" and content.get("of") not in PICTURES:
         raise VlaeError(f"plot pictures: of must be one of {', '.join(PICTURES)}; got {content.get('of')!r}")
+    if not 1 <= content.get("count", 1) <= KEPT_PICTURES:
+        raise VlaeError(
+            f"plot pictures: count must be from 1 to {KEPT_PICTURES}, which are kept; got {content['count']}"
+        )
     return content
+
+
+def file_name(plots: Sequence[Mapping[str, Any]], plot: Mapping[str, Any]) -> str:
+    """A plot's file: its own name, else its kind, numbered where there are several."""
+    if plot.get("name"):
+        return f"{slug(plot['name'])}.png"
+    alike = [other for other in plots if other["kind"] == plot["kind"] and not other.get("name")]
+    return f"{plot['kind']}{f'-{alike.index(plot) + 1}' if len(alike) > 1 else ''}.png"
+
+
+def _typed(content: Mapping[str, Any], where: str, **types: type) -> None:
+    """Refuses values of other types; what is not there, or null, may be."""
+    words = {str: "text", int: "a whole number", bool: "true or false", dict: "keys and values"}
+    for key, wanted in types.items():
+        value = content.get(key)
+        wrong = not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))
+        if value is not None and wrong:
+            raise VlaeError(f"{where}: {key} must be {words[wanted]}; got {value!r}")
 
 
 def _columns(names: Collection[str], axes: Collection[str], where: str) -> None:

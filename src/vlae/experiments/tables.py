@@ -17,10 +17,10 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, one_line
 from vlae.evaluation.metrics import METRICS
 from vlae.experiments.columns import STUDY, column
-from vlae.experiments.study import Cell, Study, slug
+from vlae.experiments.study import Cell, Study, file_name
 from vlae.figures import save
 from vlae.figures.sheets import sheet
 from vlae.figures.studies import Point, bars, lines, rate_distortion
@@ -217,25 +217,17 @@ def _plots(study: Study, results: Results, output: Path) -> dict[str, Path]:
     """Draws the plots of which there is anything to draw; file names and paths."""
     made: dict[str, Path] = {}
     for plot in study.plots:
-        name = file_name(study, plot)
+        name = file_name(study.plots, plot)
         try:
             figure, why = draw(study, results, plot, output), "no cell has its numbers"
-        except VlaeError as error:  # a plot is not worth the table
-            figure, why = None, str(error)
+        except Exception as error:  # a plot is not worth the table
+            figure, why = None, str(error) if isinstance(error, VlaeError) else one_line(error)
         if figure is None:
             print(f"{name} is left out: {why}")
             continue
         save(figure, output / name)
         made[name] = output / name
     return made
-
-
-def file_name(study: Study, plot: Mapping[str, Any]) -> str:
-    """A plot's file: its own name, else its kind, numbered where the study has several."""
-    if plot.get("name"):
-        return f"{slug(str(plot['name']))}.png"
-    alike = [other for other in study.plots if other["kind"] == plot["kind"] and not other.get("name")]
-    return f"{plot['kind']}{f'-{alike.index(dict(plot)) + 1}' if len(alike) > 1 else ''}.png"
 
 
 def draw(study: Study, results: Results, plot: Mapping[str, Any], output: Path) -> Figure | None:
