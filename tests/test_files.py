@@ -7,8 +7,17 @@ import sys
 
 import pytest
 
-from vlae import files
-from vlae.files import aside, check_place, replacing, replacing_directory, set_aside, write_text, write_together
+from vlae import VlaeError, files
+from vlae.files import (
+    aside,
+    check_place,
+    check_target,
+    replacing,
+    replacing_directory,
+    set_aside,
+    write_text,
+    write_together,
+)
 
 
 def test_writes_and_replaces(tmp_path):
@@ -103,6 +112,43 @@ def test_the_names_of_what_is_being_written_are_those_that_are_swept(tmp_path):
         assert re.fullmatch(files._UNFINISHED, new.name)[1] == str(os.getpid())
 
 
+@pytest.mark.parametrize("name", ["x" * 251 + ".png", "字" * 83 + ".png", "a" + "字" * 83 + ".png", "\U0001f600" * 62])
+def test_the_longest_names_can_be_written(tmp_path, dead, name):
+    """Whatever is added to a name meanwhile; and what killed processes left of such a name is swept."""
+    with replacing(tmp_path / name) as temporary:
+        assert re.fullmatch(files._UNFINISHED, temporary.name)[1] == str(os.getpid())
+        temporary.write_text("new")
+        left_over = temporary.name.replace(f"-{os.getpid()}.", f"-{dead}.")
+    assert (tmp_path / name).read_text() == "new"
+    (tmp_path / left_over).write_text("half")
+    path = tmp_path / "models" / name
+    for text in ("old", "new"):
+        with replacing_directory(path) as new:
+            assert re.fullmatch(files._UNFINISHED, new.name)[1] == str(os.getpid())
+            (new / "part").write_text(text)
+    assert (path / "part").read_text() == "new"
+    old = aside(path)
+    os.rename(path, old)
+    assert set_aside(path) == [old]
+    files._sweep.cache_clear()
+    write_a(tmp_path)
+    assert left(tmp_path) == {"a", name, "models"}
+
+
+def test_long_names_that_differ_in_their_middle_are_written_together(tmp_path):
+    paths = [tmp_path / ("x" * 120 + middle + "x" * 120) for middle in "ab"]
+    write_together({path: path.name.encode() for path in paths})
+    assert [path.read_text() for path in paths] == [path.name for path in paths]
+
+
+def test_names_that_are_almost_too_long_are_kept(tmp_path):
+    for length in range(210, 256):
+        with replacing(tmp_path / ("x" * length)) as temporary:
+            assert len(temporary.name) <= 255
+            temporary.write_text("")
+    assert len(left(tmp_path)) == 46
+
+
 def test_ten_thousand_files_do_not_list_their_directory_each(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(os, "listdir", lambda path: calls.append(path) or [])
@@ -170,6 +216,17 @@ def test_places_are_checked_and_nothing_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: str(path) != str(tmp_path))
     with pytest.raises(PermissionError):
         check_place(tmp_path / "a" / "b")
+
+
+def test_a_target_is_checked_and_nothing_is_made(tmp_path):
+    check_target(tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("")
+    check_target(tmp_path / "file")
+    with pytest.raises(NotADirectoryError):
+        check_target(tmp_path / "file" / "a")
+    with pytest.raises(VlaeError, match="a directory, where a file is to be written"):
+        check_target(tmp_path)
+    assert left(tmp_path) == {"file"}
 
 
 def test_json_text_has_null_where_json_has_no_number():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -34,6 +35,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _UNFINISHED = re.compile(rf"\..+\.(?:new-)?{_HOST}-([0-9]{{1,9}})(?:\.tmp|-\w+)")
 
+# Bytes of a name to which up to 33 are added meanwhile: file systems take 255.
+_LONGEST_NAME = 222
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -44,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     which names `path`, where the file can't be written.
     """
     # Beside the target, because os.replace is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{_owner()}.tmp")
+    temporary = path.with_name(f".{_shortened(path.name)}.{_owner()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent.absolute(), os.getpid())
@@ -58,6 +62,18 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary.is_file():
             temporary.unlink()
+
+
+def check_target(path: Path) -> None:
+    """Refuses a file that can't be written, before hours are spent on its content.
+
+    Raises:
+        VlaeError: a directory is in its place.
+        OSError: as `check_place`.
+    """
+    check_place(path.parent)
+    if path.is_dir():
+        raise VlaeError(f"{path}: a directory, where a file is to be written; choose another name")
 
 
 def check_place(directory: Path) -> None:
@@ -142,7 +158,7 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent.absolute(), os.getpid())
-    new = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-{_owner()}-", dir=path.parent))
+    new = Path(tempfile.mkdtemp(prefix=f".{_shortened(path.name)}.new-{_owner()}-", dir=path.parent))
     try:
         new.chmod(0o755)  # mkdtemp's are private
         yield new
@@ -156,7 +172,7 @@ def replacing_directory(path: Path) -> Iterator[Path]:
 
 def _replace_directory(path: Path, new: Path) -> None:
     # What killed processes have set aside may be the only copy, or half removed: it goes while there is a whole one.
-    superseded = re.compile(rf"{re.escape(f'.{path.name}.old-{_HOST}')}-([0-9]{{1,9}})-\w+")
+    superseded = re.compile(rf"{re.escape(f'.{_shortened(path.name)}.old-{_HOST}')}-([0-9]{{1,9}})-\w+")
     if not path.exists():
         os.rename(new, path)
         _remove_unowned(path.parent, superseded)
@@ -185,7 +201,7 @@ def _flush(path: Path) -> None:
 
 def aside(path: Path, owner: str = "") -> Path:
     """A new path beside `path` that its content can be moved to while a successor takes its place."""
-    return Path(tempfile.mkdtemp(prefix=f".{path.name}.old-{owner}", dir=path.parent)) / "content"
+    return Path(tempfile.mkdtemp(prefix=f".{_shortened(path.name)}.old-{owner}", dir=path.parent)) / "content"
 
 
 def set_aside(path: Path) -> list[Path]:
@@ -195,12 +211,25 @@ def set_aside(path: Path) -> list[Path]:
         >>> set_aside(Path("no-such-directory") / "model")
         []
     """
-    found = path.parent.glob(f".{path.name}.old-*/content") if path.name else ()
+    found = path.parent.glob(f".{_shortened(path.name)}.old-*/content") if path.name else ()
     return sorted(found, key=lambda content: content.stat().st_mtime, reverse=True)
 
 
 def _owner() -> str:
     return f"{_HOST}-{os.getpid()}"
+
+
+def _shortened(name: str) -> str:
+    """A file's name, its middle replaced where it would be too long with what is added to it.
+
+    By a hash: names that differ in their middle alone are written at the same time.
+    """
+    data = name.encode(errors="surrogatepass")
+    if len(data) <= _LONGEST_NAME:
+        return name
+    # Characters that are cut are left out.
+    start, end = (part.decode(errors="ignore") for part in (data[:90], data[-90:]))
+    return f"{start}~{hashlib.sha256(data).hexdigest()[:32]}~{end}"
 
 
 @lru_cache(maxsize=1024)

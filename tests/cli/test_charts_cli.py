@@ -179,6 +179,20 @@ def test_images_without_labels_have_one_colour_and_it_is_said(here, capsys):
     assert "in one colour, as there are no labels" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", [r"a$\frac$b", "a$b", r"$x_1$"])
+def test_a_name_with_dollars_is_no_formula(here, name, capsys):
+    (here / name).mkdir(exist_ok=True)
+    for file in (here / "vae").iterdir():
+        (here / name / file.name).write_bytes(file.read_bytes())
+    for command in ("latent-scatter", "aggregate-posterior", "bits", "rate-distortion"):
+        assert main(["viz", command, "--model", name, "--count", "20", "--output", "out.png"]) == 0
+    (here / f"outputs/{name}/logs").mkdir(parents=True, exist_ok=True)
+    (here / f"outputs/{name}/config.yaml").write_text("seed: 0\n")
+    os.utime(here / f"outputs/{name}/config.yaml", (0, 0))  # the newest run is another
+    (here / f"outputs/{name}/logs/metrics.csv").write_text(METRICS)
+    assert main(["viz", "training-curves", "--run", f"outputs/{name}", "--output", "out.png"]) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -125,6 +125,46 @@ def test_what_it_says_to_decompress_with_does(here, model, capsys):
         )
 
 
+def test_the_files_name_may_have_a_space_in_it(here, model, capsys):
+    assert main(["compress", "in", "my $HOME's.vlae", "--model", model]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": ")[2])
+    assert command == ["vlae", "decompress", "my $HOME's.vlae", "DIRECTORY", "--model", model]
+
+
+def test_long_names_come_back(here, model):
+    names = {"x" * 236 + ".png", "字" * 78 + ".png", "x" * 120 + "y" + "x" * 115 + ".png"}
+    for name in names:
+        shutil.copy("in/one.png", here / "in" / name)
+    assert main(["compress", "in", "out.vlae", "--model", model]) == 0
+    assert main(["decompress", "out.vlae", "back", "--model", model]) == 0
+    assert names <= set(files(here / "back"))
+    assert all(same(here, name) for name in files(here / "in"))
+
+
+def test_an_output_that_cannot_be_written_is_found_before_any_work(here, model, packed, capsys, monkeypatch):
+    def worked(*arguments, **options):
+        raise AssertionError
+
+    (here / "dir.vlae").mkdir()
+    monkeypatch.setattr("vlae.cli.files.choose_model", worked)
+    for inputs in (["in"], ["--data.name", "digits"]):
+        assert "dir.vlae: a directory" in fails(capsys, "compress", *inputs, "dir.vlae", "--model", model)
+        assert "ot a directory" in fails(capsys, "compress", *inputs, "out.vlae/x.vlae", "--model", model)
+    assert files(here / "dir.vlae") == []
+
+
+def test_a_texture_of_a_lossless_file_is_refused(here, model, packed, capsys):
+    for name, value in {"texture": "sample", "seed": "0"}.items():
+        error = fails(capsys, "decompress", "out.vlae", "back", "--model", model, f"--{name}", value)
+        assert f"{name} is for lossy files" in error
+    assert not (here / "back").exists()
+
+
+def test_a_step_that_is_too_small_says_what_to_do(here, model, capsys):
+    error = fails(capsys, "compress", "in", "x.vlae", "--model", model, "--lossy_step", "1e-20")
+    assert "take a larger --lossy_step" in error
+
+
 def test_verify_false_as_documented(here, model):
     assert main(["compress", "in", "out.vlae", "--model", model, "--verify", "false"]) == 0
 

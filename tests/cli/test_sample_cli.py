@@ -45,6 +45,12 @@ def here(saved, tmp_path, monkeypatch):
     Image.fromarray(np.pad(np.full((3, 8), 255, np.uint8), ((0, 5), (0, 0)))).save("mask.png")
     Image.fromarray(np.zeros((4, 4), np.uint8)).save("small.png")
     (tmp_path / "text.png").write_text("no picture")
+    whole = (tmp_path / "mask.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: whole.index(b"IDAT") + 8])
+    (tmp_path / "broken.png").write_bytes(whole[: whole.index(b"IDAT")] + bytes(9))
+    Image.fromarray(np.full((8, 8), 300, np.uint16)).save("deep.png")
+    Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save("clear.png")
+    Image.new("L", (8, 8), 255).save("key.png", transparency=255)
     return tmp_path
 
 
@@ -234,7 +240,10 @@ def test_every_kind_of_model_that_can(here, words):
     [
         ("sample interpolate --model vae --steps 1", "2 steps or more"),
         ("sample interpolate --model vae --pairs 0", "pairs must be"),
-        ("sample interpolate --model vae --path curved", "'linear' or 'spherical'"),
+        (
+            "sample interpolate --model vae --path curved",
+            "--path must be 'linear', 'spherical' or 'both'; got 'curved'",
+        ),
         ("sample interpolate --model vae --images 1 2 3", "two numbers for each pair"),
         ("sample interpolate --model vae --images 0 300", "no image 300: digits test has images 0 to 299"),
         ("sample interpolate --model vae --images 0 -1", "no image -1"),
@@ -252,9 +261,14 @@ def test_every_kind_of_model_that_can(here, words):
         ("sample complete --model vae", "autoregressive decoder"),
         ("sample complete --model vlae --given top", "upper, lower, left or right"),
         ("sample complete --model vlae --given 1.5", "upper, lower, left or right"),
-        ("sample complete --model vlae --mask text.png", "not an image"),
+        ("sample complete --model vlae --mask text.png", "text.png: not a readable mask"),
+        ("sample complete --model vlae --mask cut.png", "cut.png: not a readable mask"),
+        ("sample complete --model vlae --mask broken.png", "broken.png: not a readable mask"),
+        ("sample complete --model vlae --mask deep.png", "deep.png: pixels of more than 8 bits"),
+        ("sample complete --model vlae --mask clear.png", "clear.png: has transparent pixels"),
+        ("sample complete --model vlae --mask key.png", "key.png: has transparent pixels"),
         ("sample complete --model vlae --mask small.png", "4x4 pixels and the images have 8x8"),
-        ("sample complete --model vlae --mask nothing.png", "nothing.png"),
+        ("sample complete --model vlae --mask nothing.png", "no file nothing.png"),
         ("sample complete --model vlae --candidates 0", "candidates"),
         ("viz traverse --model vae --dims 3", "dimensions 0 to 2; got 3"),
         ("viz traverse --model vae --quantiles 0 0.5", "between 0 and 1"),
@@ -274,12 +288,104 @@ def test_every_kind_of_model_that_can(here, words):
         ("viz traverse --model vae --dims 0 --count 3", "--count or dimensions"),
         ("viz traverse --model vae --dim 0 --count 3", "--count or dimensions"),
         ("sample complete --model vlae --images []", "one image or more"),
+        ("sample interpolate --model vae --prior --data.split validation", "leave out --data.split"),
+        (
+            "sample interpolate --model vae --prior --data.split=test --data.limit 3",
+            "leave out --data.split and --data.limit",
+        ),
+        ("sample interpolate --model vae --greedy", "factorised decoder"),
+        ("sample arithmetic --model vae --base 0 --plus 1 --minus 2 --greedy", "leave out --greedy"),
+        ("sample arithmetic --model vae --base 0 --plus 1 --minus 2 --draws 4", "leave out --draws"),
+        ("sample arithmetic --model vlae --base 0 --plus 1 --minus 2 --draws 4 --greedy", "--draws or --greedy"),
+        ("viz traverse --model vae --greedy", "leave out --greedy"),
     ],
 )
 def test_what_can_not_be_done_is_one_line(here, capsys, words, said):
     assert main(words.split()) == 2
     error = capsys.readouterr().err
     assert error.startswith("vlae: error: ") and error.count("\n") == 1 and said in error, error
+
+
+COMMANDS = [
+    "sample prior",
+    "sample interpolate",
+    "sample arithmetic --base 0 --plus 1 --minus 2",
+    "sample complete",
+    "viz recon-grid",
+    "viz samples",
+    "viz traverse",
+    "viz decompressions",
+    "viz latent-scatter",
+    "viz aggregate-posterior",
+    "viz bits",
+    "viz receptive-field",
+    "viz training-curves",
+    "viz rate-distortion",
+]
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("x.jpg", "'x.jpg' does not end in .png"),
+        ("folder.png", "folder.png: a directory"),
+        ("text.png/x.png", "text.png; a file is where a directory was expected"),
+        ("", "does not end in .png"),
+    ],
+)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_output_that_can_not_be_is_refused_before_any_work(here, monkeypatch, capsys, command, output, said):
+    (here / "folder.png").mkdir()
+    for module in ("sample", "interpolate", "codes", "charts", "viz"):
+        monkeypatch.setattr(f"vlae.cli.{module}.choose_model", lambda _: pytest.fail("a model was loaded"))
+    assert main([*command.split(), "--model", "vlae", "--output", output]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vlae: error: ") and error.count("\n") == 1 and said in error, error
+
+
+def test_a_default_place_that_can_not_be_is_refused_before_any_work(here, monkeypatch, capsys):
+    (here / "run").mkdir()
+    (here / "run/model").symlink_to(here / "vlae")
+    (here / "run/samples").write_text("in the way")
+    monkeypatch.setattr("vlae.sampling.prior_samples", lambda *_, **__: pytest.fail("images were drawn"))
+    assert main(["sample", "prior", "--model", "run/model"]) == 2
+    assert "run/samples; a file is where a directory was expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["sample prior", "sample complete --images 1 --candidates 2"])
+def test_an_array_that_was_not_named_is_not_lost(here, capsys, words):
+    words = f"{words} --model vlae --count 2"
+    np.savez("data.npz", images=np.arange(3))
+    before = (here / "data.npz").read_bytes()
+    assert main([*words.split(), "--output", "data.png"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "data.npz" in error and "another --output" in error
+    assert (here / "data.npz").read_bytes() == before and not (here / "data.png").exists()
+    for _ in range(2):  # again over the pair that it has written itself
+        run(words)
+        assert len(np.load("out.npz")["images"]) == 2
+    (here / "only.png").write_bytes(b"old")  # named, so it may go
+    run(words, "only.png")
+    (here / "folder.npz").mkdir()
+    (here / "folder.png").write_bytes(b"old")
+    assert main([*words.split(), "--output", "folder.png"]) == 2
+    assert "folder.npz: a directory" in capsys.readouterr().err
+
+
+def test_the_help_names_the_array_beside_the_picture(capsys):
+    for command in ("prior", "complete"):
+        with pytest.raises(SystemExit):
+            main(["sample", command, "--help"])
+        assert ".npz" in capsys.readouterr().out
+
+
+def test_a_mask_of_any_kind_without_loss(here, drawn):
+    """White as palette, with an alpha channel that hides nothing, or of one bit is white."""
+    grey = Image.open("mask.png")
+    for mode in ("1", "P", "RGB", "LA", "RGBA"):
+        grey.convert(mode).save("other.png")
+        run("sample complete --model vlae --images 0 --count 1 --candidates 1 --mask other.png")
+        assert torch.equal(drawn["completions"][1][0, 0], torch.arange(8)[:, None].expand(8, 8) < 3), mode
 
 
 def test_attributes_are_words_of_one_option(tmp_path, monkeypatch, capsys):

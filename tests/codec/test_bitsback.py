@@ -129,6 +129,51 @@ def test_model_without_a_latent_is_coded_at_its_exact_likelihood():
     assert 8 * len(contents[0]) == pytest.approx(expected + 32, abs=16)  # the checksum; whole bytes
 
 
+def certain(model):
+    """The last layer's weights scaled up until most pixels take no bits at all."""
+    with torch.no_grad():
+        for parameter in list(model.parameters())[-2:]:
+            parameter.mul_(1e4)
+    return model
+
+
+@pytest.mark.parametrize("coder", CODERS)
+@pytest.mark.parametrize("make", [loud, certain])
+def test_model_without_a_latent_on_many_lanes(make, coder):
+    """Of images that the model is sure of, constant ones and noise; blocks of one image, too."""
+    model = make(PixelCNN(SHAPE, decoder_layers=1, channels=5).double().eval())
+    sure, constant = drawn(model, 12), np.zeros((6, *SHAPE), np.uint8)
+    levels = np.concatenate([sure, np.repeat(sure[:1], 6, 0), constant, 1 - constant, levels_of(model, 6)])
+    for sizes in ([1] * 36, [36], [12, 1, 5, 6, 6, 6]):
+        blocks = split(levels, sizes)
+        assert_equal(decode(model, encode(model, blocks, coder=coder), blocks, coder=coder), blocks)
+
+
+def test_images_that_take_no_bits():
+    """One image a hundred times over, by a model that is all but certain of it."""
+    model = certain(PixelCNN((1, 3, 3), decoder_layers=0, channels=3).double().eval())
+    with torch.no_grad():
+        image = model.decode(torch.zeros(1, 0, dtype=torch.float64)).mode.round().numpy().astype(np.uint8)
+    blocks = [np.repeat(image, count, 0) for count in (100, 1)]
+    contents = encode(model, blocks)
+    assert 8 * len(contents[0]) < 32 + 100
+    assert_equal(decode(model, contents, blocks), blocks)
+
+
+@pytest.mark.parametrize("coder", CODERS)
+def test_a_block_that_promises_more_images_than_it_holds_is_refused_early(monkeypatch, coder):
+    model = PixelCNN(SHAPE, decoder_layers=1, channels=5).double().eval()
+    blocks = [levels_of(model, 4), levels_of(model, 4, seed=1)]
+    contents = encode(model, blocks)
+    popped, pop = [], BitsBack._pop_image
+    monkeypatch.setattr(BitsBack, "_pop_image", lambda self, *given: (popped.append(1), pop(self, *given))[1])
+    for sizes in ([100_000, 100_000], [4, 100_000], [5, 4], [4, 5]):
+        popped.clear()
+        with pytest.raises(VlaeError, match="damaged"):
+            BitsBack(model, coder).decode(contents, sizes, seeds(blocks))
+        assert len(popped) <= 12
+
+
 def test_one_pixel_images(tiny_vae):
     model = loud(tiny_vae((1, 1, 1), latent_dim=1))
     blocks = split(levels_of(model, 40), [39, 1])

@@ -360,6 +360,71 @@ def test_only_some_pictures(model, folder, tmp_path, monkeypatch):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("options", [{}, {"lossy_step": 0.5}], ids=["lossless", "lossy"])
+def test_each_block_is_decoded_once(model, folder, tmp_path, monkeypatch, options):
+    """Whichever pictures are asked for: a block is shared by several of them, and a picture by several blocks."""
+    rng = np.random.default_rng(1)
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 2, (8, 7)).astype(np.uint8) * 255).save(folder / f"{i:02d}.png")
+    header, _ = compress_files(model, [folder], tmp_path / "out.vlae", images_per_block=4, **options)
+    data = (tmp_path / "out.vlae").read_bytes()
+    texture = {"texture": "greedy"} if options else {}
+    whole = decompress_files(model, data, tmp_path / "whole", **texture)
+    method, decoded = (Lossy if options else BitsBack), []
+    decode = method.decode
+    monkeypatch.setattr(method, "decode", lambda self, c, n, s: (decoded.extend(s), decode(self, c, n, s))[1])
+    names = [entry.name for entry in header.entries]
+    for number, (only, blocks) in enumerate(
+        {
+            (): header.blocks,
+            (*names,): header.blocks,
+            ("03.png", "00.png", "03.png", "02.png"): 1,
+            ("00.png", "d.npy"): 3,
+        }.items()
+    ):
+        decoded.clear()
+        paths = decompress_files(model, data, tmp_path / str(number), only=only, **texture)
+        assert len(decoded) == len(set(decoded)) == blocks
+        expected = [path for path, name in zip(whole, names, strict=True) if not only or name in only]
+        assert [path.name for path in paths] == [path.name for path in expected], "in the file's order"
+        assert all(np.array_equal(read(a), read(b)) for a, b in zip(paths, expected, strict=True))
+
+
+def test_options_of_a_texture_are_refused_without_loss(model, folder, tmp_path):
+    compress_files(model, [folder], tmp_path / "out.vlae")
+    data = (tmp_path / "out.vlae").read_bytes()
+    for options in ({"texture": "sample"}, {"texture": "greedy", "seed": 3}, {"seed": 0}):
+        with pytest.raises(VlaeError, match=f"{next(iter(options))} is for lossy files") as error:
+            decompress_files(model, data, tmp_path / "x", **options)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_found_before_any_work(model, folder, tmp_path, monkeypatch):
+    compress_files(model, [folder], tmp_path / "out.vlae")
+    data = (tmp_path / "out.vlae").read_bytes()
+    (tmp_path / "dir.vlae").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "b.png").write_text("precious")
+
+    def worked(*arguments, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(coding, "_run", worked)
+    monkeypatch.setattr(coding.pictures, "read", worked)
+    with pytest.raises(VlaeError, match=r"dir\.vlae: a directory, where a file is to be written"):
+        compress_files(model, [folder], tmp_path / "dir.vlae")
+    with pytest.raises(NotADirectoryError):
+        compress_files(model, [folder], tmp_path / "out.vlae" / "new.vlae")
+    with pytest.raises(VlaeError, match=r"b\.png exists"):
+        decompress_files(model, data, tmp_path / "full")
+    with pytest.raises(VlaeError, match="not a directory"):
+        decompress_files(model, data, tmp_path / "out.vlae")
+    with pytest.raises(VlaeError, match="can't be written to"):
+        decompress_files(model, data, tmp_path / "out.vlae" / "below")
+    assert not list((tmp_path / "dir.vlae").iterdir())
+
+
 def test_nothing_is_written_on_failure(model, folder, tmp_path):
     target = tmp_path / "out.vlae"
     target.write_bytes(b"precious")

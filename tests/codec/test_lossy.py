@@ -207,6 +207,15 @@ def test_the_header_says_the_step(binary):
     assert Lossy(binary, header.step).bits(levels).mean() == pytest.approx(15, rel=0.02)
 
 
-def test_latents_too_fine_for_the_range_are_refused(binary):
-    with pytest.raises(VlaeError, match="range"):
-        compress(binary, levels_of(binary, 3), lossy_step=1e-4)
+@pytest.mark.parametrize("step", [1e-4, 1e-20])
+def test_latents_too_fine_for_the_range_are_refused(binary, step):
+    with pytest.raises(VlaeError, match=r"range, .*: take a larger --lossy_step"):
+        compress(binary, levels_of(binary, 3), lossy_step=step)
+
+
+def test_latents_that_are_no_numbers_are_not_blamed_on_the_step(binary):
+    with torch.no_grad():
+        [p for name, p in binary.encoder.named_parameters() if name.endswith("bias")][-1][:3] = float("nan")
+    with pytest.raises(VlaeError, match="out of the codec's range") as error:
+        compress(binary, levels_of(binary, 3), lossy_step=0.5)
+    assert "larger" not in str(error.value)

@@ -231,6 +231,7 @@ def test_loopback_has_several_names(client, host):
         ({"Origin": "SELF", "Sec-Fetch-Site": "same-origin"}, 200),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
         ({"Origin": "http://127.0.0.1:1"}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
@@ -300,6 +301,15 @@ def test_numbers_that_no_json_has():
         Fields(b'{"code": [NaN]}').numbers("code")
     with pytest.raises(VlaeError, match="finite"):
         Fields(b'{"code": [1e300]}').numbers("code")
+    with pytest.raises(VlaeError, match="finite"):
+        Fields(b'{"code": [Infinity]}').numbers("code")
+
+
+def test_integers_too_large_for_a_float_are_refused(client):
+    large = 10**400
+    assert "finite numbers" in client.refused("decode", model="vlae", code=[large, 0, 0])
+    assert "finite numbers" in client.refused("decode", model="attributes", code=[0, 0, 0], context=[-large, 0])
+    assert "finite numbers" in client.refused("decode", model="labels", code=[0, 0, 0], context=large)
 
 
 def test_the_files_are_in_the_package_and_ask_nobody_else():

@@ -5,7 +5,7 @@ import vlae
 from vlae import VlaeError
 from vlae.models.latents import some
 from vlae.sampling import decode, posterior_means
-from vlae.sampling.decoding import BATCH, from_noise_rows, noise_rows, of_row, one_row
+from vlae.sampling.decoding import BATCH, from_noise_rows, noise_rows, of_row, one_row, require_autoregressive
 
 
 def test_equal_codes_give_equal_images_whatever_stands_beside_them(tiny_vae):
@@ -97,3 +97,9 @@ def test_bad_requests_are_refused(tiny_vae):
         decode(tiny_vae(), torch.zeros(0, 3).double())
     with pytest.raises(VlaeError, match="expected latents"):
         decode(tiny_vae(), torch.zeros(1, 4).double())
+
+
+def test_what_says_how_pixels_are_drawn_is_refused_where_none_are(tiny_vlae, tiny_vae):
+    require_autoregressive(tiny_vlae(), "--greedy")
+    with pytest.raises(VlaeError, match=r"factorised decoder, .* leave out --greedy"):
+        require_autoregressive(tiny_vae(), "--greedy")

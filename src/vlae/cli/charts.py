@@ -18,6 +18,7 @@ from vlae.cli.choices import (
     run_of,
     take_target,
 )
+from vlae.cli.output import add_output, check_output, output_path
 from vlae.errors import VlaeError
 from vlae.training.configuration import parse
 
@@ -39,13 +40,15 @@ def viz_latent_scatter(words: list[str]) -> int:
     parser.add_argument("--dims", type=list[int] | None, default=None, help="these two dimensions: --dims 3 5")
     parser.add_argument("--space", type=str, default="latent", help="latent, or the prior's noise that z stands for")
     parser.add_argument("--seed", type=int, default=0, help="of sampled rates and of UMAP")
-    _add_output(parser, "latent_scatter")
+    add_output(parser, "the run's grids/latent_scatter.png")
     settings = parse(parser, words, lists=["--dims"])
+    check_output(settings)
     from vlae import figures
     from vlae.evaluation import codes
     from vlae.evaluation.projection import project
 
     model, directory = choose_model(settings)
+    path = output_path(settings, directory / "grids" / "latent_scatter.png")
     codes.check_code(model, settings.space)
     data = _some(choose_data(settings, model), model, settings.count)
     found = project(model, data, settings.projection, settings.dims, settings.space, settings.seed)
@@ -53,7 +56,6 @@ def viz_latent_scatter(words: list[str]) -> int:
     title = f"{directory.name}: {what} of {_images(data)}\n{found.about}"
     if data.labels is None:
         title += "; no labels to colour by"
-    path = _path(settings, directory, "latent_scatter")
     figures.save(figures.latent_scatter(found.points, data.labels, found.axes, title), path)
     unlabelled = ", in one colour, as there are no labels" if data.labels is None else ""
     print(f"{len(data)} posterior means{unlabelled}; {found.about}: {path}")
@@ -70,8 +72,9 @@ def viz_aggregate_posterior(words: list[str]) -> int:
     parser.add_argument("--dims", type=list[int] | None, default=None, help="or these: --dims 0 1 2")
     parser.add_argument("--space", type=str, default="latent", help="latent, or the prior's noise that z stands for")
     parser.add_argument("--seed", type=int, default=0, help="of all noise")
-    _add_output(parser, "aggregate_posterior")
+    add_output(parser, "the run's grids/aggregate_posterior.png")
     settings = parse(parser, words, lists=["--dims"])
+    check_output(settings)
     from vlae import figures
     from vlae.evaluation import codes
 
@@ -81,6 +84,7 @@ def viz_aggregate_posterior(words: list[str]) -> int:
     if top < 1:
         raise VlaeError(f"top must be at least 1; got {top}")
     model, directory = choose_model(settings)
+    path = output_path(settings, directory / "grids" / "aggregate_posterior.png")
     codes.check_code(model, settings.space)
     data = _some(choose_data(settings, model), model, settings.count)
     draws = codes.code_draws(model, data, settings.space, settings.seed)
@@ -90,7 +94,6 @@ def viz_aggregate_posterior(words: list[str]) -> int:
     what = "noise ε = f⁻¹(z)" if settings.space == "noise" else "z"
     title = f"{directory.name}: aggregate posterior q, one {what} for each of {_images(data)}\n"
     title += f"beside the prior p, {'exact marginals and ' if exact else ''}{len(prior):,} draws"
-    path = _path(settings, directory, "aggregate_posterior")
     figures.save(figures.aggregate_posterior(draws[:, dimensions], prior[:, dimensions], names, exact, title), path)
     print(f"{len(draws)} codes beside {len(prior)} of the prior, dimensions {_listed(dimensions)}: {path}")
     return 0
@@ -109,12 +112,14 @@ def viz_bits(words: list[str]) -> int:
         help=f"samples of z per image; {MOST_SHARES} where the rate has no closed form, else 1",
     )
     parser.add_argument("--seed", type=int, default=0, help="of these samples")
-    _add_output(parser, "bits")
+    add_output(parser, "the run's grids/bits.png")
     settings = parse(parser, words)
+    check_output(settings)
     from vlae import figures
     from vlae.evaluation import codes
 
     model, directory = choose_model(settings)
+    path = output_path(settings, directory / "grids" / "bits.png")
     codes.check_code(model)
     codes.check_bound(model)
     data = _some(choose_data(settings, model), model, settings.count)
@@ -123,7 +128,6 @@ def viz_bits(words: list[str]) -> int:
     bits = codes.code_bits(model, data, draws, settings.seed)
     how = "" if closed else f", each share of {draws} z ~ q(z|x)"
     title = f"{directory.name}: bits of each latent dimension, {_images(data)}{how}"
-    path = _path(settings, directory, "bits")
     figures.save(figures.bits_heatmap(bits, codes.dimension_names(model), data.labels, title), path)
     print(f"{bits.sum(1).mean():.2f} bits per image in {bits.shape[1]} dimensions, {len(data)} images: {path}")
     return 0
@@ -137,14 +141,15 @@ def viz_receptive_field(words: list[str]) -> int:
         "--check", type=bool, default=False, help="measure it by gradients as well; exit 1 if it differs"
     )
     parser.add_argument("--steps", type=bool, default=False, help="write the wavefront's steps into the cells")
-    _add_output(parser, "receptive_field")
+    add_output(parser, "the run's grids/receptive_field.png")
     settings = parse(parser, words, flags=["--check", "--steps"])
+    check_output(settings)
     from vlae import figures
     from vlae.evaluation.window import declared_window, measure_window
 
     model, directory = choose_model(settings)
+    path = output_path(settings, directory / "grids" / "receptive_field.png")
     field = declared_window(model)
-    path = _path(settings, directory, "receptive_field")
     slope = field.slope if settings.steps else None
     if not settings.check:
         figures.save(figures.receptive_field(field.mask, slope), path)
@@ -167,17 +172,18 @@ def viz_training_curves(words: list[str]) -> int:
     """How distortion, rate and -ELBO moved in a run, from its logs/metrics.csv."""
     parser = parser_for("viz training-curves")
     add_choice(parser, device=False)
-    _add_output(parser, "training_curves")
+    add_output(parser, "the run's grids/training_curves.png")
     settings = parse(parser, words)
+    check_output(settings)
     from vlae import figures
     from vlae.evaluation.history import curves_of, read_rows
 
     check_one_choice(settings)
     directory = _run_of_model(settings) if settings.model else choose_run(settings)
+    path = output_path(settings, directory / "grids" / "training_curves.png")
     rows = read_rows(directory / "logs" / "metrics.csv")
     if not rows:
         raise VlaeError(f"{directory} has no logs/metrics.csv with an epoch in it: give the run of a training")
-    path = _path(settings, directory, "training_curves")
     figures.save(figures.training_curves(curves_of(rows), directory.name), path)
     print(f"{len({row['epoch'] for row in rows})} epochs: {path}")
     return 0
@@ -197,13 +203,9 @@ def viz_rate_distortion(words: list[str]) -> int:
     add_data(parser)
     parser.add_argument("--count", type=int, default=1000, help="measure on so many images, at most")
     parser.add_argument("--seed", type=int, default=0, help="of all noise")
-    parser.add_argument(
-        "--output",
-        type=str | None,
-        default=None,
-        help="PNG; outputs/rate_distortion.png if not given, of one model its grids/rate_distortion.png",
-    )
+    add_output(parser, "outputs/rate_distortion.png, of one model its grids/rate_distortion.png,")
     settings = parse(parser, words)
+    check_output(settings)
     from vlae import figures
     from vlae.evaluation import codes
     from vlae.evaluation.bounds import evaluate
@@ -211,10 +213,12 @@ def viz_rate_distortion(words: list[str]) -> int:
     from vlae.figures.studies import Point, rate_distortion
 
     points: list[Point] = []
-    directory, protocol, on = Path("outputs"), "", ""
+    protocol, on = "", ""
     for target in settings.targets or [None]:
         chosen = _of_one(settings, target)
         model, directory = choose_model(chosen)
+        default = directory / "grids" if len(settings.targets) < 2 else Path("outputs")
+        path = output_path(settings, default / "rate_distortion.png")
         name = directory.name
         codes.check_bound(model)
         data = _some(choose_data(chosen, model), model, settings.count)
@@ -229,8 +233,6 @@ def viz_rate_distortion(words: list[str]) -> int:
         points.append(Point(_unused(name, [p.name for p in points]), found.distortion, found.rate))
         print(f"{points[-1].name}: rate {found.rate:.3f}, distortion {found.distortion:.3f}, "
               f"-ELBO {found.negative_elbo:.3f} nats per image")  # fmt: skip
-    default = directory / "grids" if len(points) == 1 else Path("outputs")
-    path = Path(settings.output or default / "rate_distortion.png")
     figures.save(rate_distortion(points, f"rate and distortion of {on}"), path)
     print(f"{len(points)} {'model' if len(points) == 1 else 'models'} in the rate-distortion plane: {path}")
     return 0
@@ -273,14 +275,6 @@ def _dimensions(model: Any, data: Any, settings: Any, count: int) -> tuple[list[
     else:
         dimensions = codes.largest(bits, count)
     return dimensions, [codes.with_bits(names[d], bits, d) for d in dimensions]
-
-
-def _add_output(parser: Any, name: str) -> None:
-    parser.add_argument("--output", type=str | None, default=None, help=f"PNG; the run's grids/{name}.png if not given")
-
-
-def _path(settings: Any, directory: Path, name: str) -> Path:
-    return Path(settings.output or directory / "grids" / f"{name}.png")
 
 
 def _some(data: Any, model: Any, count: int) -> Any:

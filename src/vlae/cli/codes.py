@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from vlae.cli.choices import (
@@ -16,6 +15,7 @@ from vlae.cli.choices import (
     drawn_pixels,
     parser_for,
 )
+from vlae.cli.output import add_output, check_output, output_path
 from vlae.errors import VlaeError, require_positive
 from vlae.models.context import given
 from vlae.training.configuration import parse
@@ -41,14 +41,13 @@ def viz_traverse(words: list[str]) -> int:
     parser.add_argument("--quantiles", type=list[float], default=QUANTILES, help="their probabilities")
     parser.add_argument("--space", type=str, default="noise", help="what moves: noise (the prior's), or latent (z)")
     add_pixels(parser)
-    parser.add_argument(
-        "--output", type=str | None, default=None, help="PNG; else the run's grids/traverse.png or traverse_dim_K.png"
-    )
+    add_output(parser, "the run's grids/traverse.png or traverse_dim_K.png")
     settings = parse(parser, words, flags=["--greedy"], lists=["--dims", "--image", "--quantiles"])
+    check_output(settings)
     from vlae import figures
     from vlae.evaluation.codes import SPACES
     from vlae.sampling import dimension_rates
-    from vlae.sampling.decoding import require_continuous
+    from vlae.sampling.decoding import require_autoregressive, require_continuous
     from vlae.sampling.traversal import check_dimensions
 
     named = [*settings.dims, *([] if settings.dim is None else [settings.dim])]
@@ -64,19 +63,22 @@ def viz_traverse(words: list[str]) -> int:
     require_positive("count", settings.count)
     model, directory = choose_model(settings)
     require_continuous(model, "a traversal")
+    if settings.greedy:
+        require_autoregressive(model, "--greedy")
     check_dimensions(model, named)
+    names = [f"traverse_dim_{dimension}.png" for dimension in named] or ["traverse.png"]
+    paths = [output_path(settings, directory / "grids" / name) for name in names]
     data = choose_data(settings, model)
     x, context = choose_images(data, model, list(settings.image))
     rates = None
     if model.has_bound or not named:
         rates = dimension_rates(model, *choose_images(data, model, list(range(min(RATED, len(data))))))
     if named:
-        pictures = {f"traverse_dim_{dimension}.png": [dimension] for dimension in named}
+        pictures = [[dimension] for dimension in named]
     else:
         assert rates is not None
-        pictures = {"traverse.png": rates.argsort(descending=True, stable=True)[: settings.count].tolist()}
-    for name, dimensions in pictures.items():
-        path = Path(settings.output or directory / "grids" / name)
+        pictures = [rates.argsort(descending=True, stable=True)[: settings.count].tolist()]
+    for path, dimensions in zip(paths, pictures, strict=True):
         figures.save(_traversals(settings, model, x, context, dimensions, rates), path)
         said = f"dimension {dimensions[0]}" if named else f"the {len(dimensions)} most informative dimensions"
         print(f"{said} of z at {len(settings.quantiles)} quantiles: {path}")
@@ -128,10 +130,9 @@ def viz_decompressions(words: list[str]) -> int:
     parser.add_argument("--count", type=int, default=8, help="how many images")
     parser.add_argument("--draws", type=int, default=6, help="of each")
     parser.add_argument("--seed", type=int, default=0, help="of all noise")
-    parser.add_argument(
-        "--output", type=str | None, default=None, help="PNG; the run's grids/decompressions.png if not given"
-    )
+    add_output(parser, "the run's grids/decompressions.png")
     settings = parse(parser, words)
+    check_output(settings)
     import torch
 
     from vlae import figures
@@ -141,6 +142,7 @@ def viz_decompressions(words: list[str]) -> int:
     require_positive("draws", settings.draws)
     require_positive("count", settings.count)
     model, directory = choose_model(settings)
+    path = output_path(settings, directory / "grids" / "decompressions.png")
     name = type(model).__name__
     if not model.latent_size:
         raise VlaeError(f"a {name} has no z to decode: vlae sample prior draws its images")
@@ -152,7 +154,6 @@ def viz_decompressions(words: list[str]) -> int:
         raise VlaeError(f"z of a {name} is certain, so that all draws are one: vlae viz recon-grid shows it")
     draws = [decompressions(model, x, settings.seed + k, context, drawn) for k in range(settings.draws)]
     said = "x ~ p(x|z), z ~ q(z|x)" if drawn else "mean images of p(x|z), z ~ q(z|x)"
-    path = Path(settings.output or directory / "grids" / "decompressions.png")
     figures.save(figures.decompressions(x, torch.stack(draws, 1), said), path)
     print(f"{settings.draws} decompressions of {len(x)} images: {path}")
     return 0

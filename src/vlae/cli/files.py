@@ -11,7 +11,7 @@ from typing import Any
 
 from vlae.cli.choices import add_choice, add_data, choose_data, choose_model, parser_for
 from vlae.errors import VlaeError
-from vlae.files import replacing
+from vlae.files import check_target, replacing
 from vlae.training.configuration import parse
 
 
@@ -40,6 +40,7 @@ def compress(words: list[str]) -> int:
         raise VlaeError(f"{others[0]} is for a data set: give files, or --data.name with it")
     if Path(output).suffix != ".vlae":
         raise VlaeError(f"the last name is the file to write and should end in .vlae; got {output!r}")
+    check_target(Path(output))
     model, directory = choose_model(settings)
     options = {
         key: settings[key] for key in ("lossy_step", "lossy_bits", "images_per_block", "coder", "verify", "workers")
@@ -65,7 +66,9 @@ def compress(words: list[str]) -> int:
         + (", decoded again and compared" if settings.verify else "")
     )
     named = next((f" --{key} {shlex.quote(settings[key])}" for key in ("model", "run", "config") if settings[key]), "")
-    print(f"{output}: vlae decompress {output} DIRECTORY{named or f' --run {shlex.quote(str(directory))}'}")
+    print(
+        f"{output}: vlae decompress {shlex.quote(output)} DIRECTORY{named or f' --run {shlex.quote(str(directory))}'}"
+    )
     return 0
 
 
@@ -82,8 +85,10 @@ def decompress(words: list[str]) -> int:
     parser.add_argument("directory", type=str, help="where to put the pictures")
     add_choice(parser, device=False)
     parser.add_argument("--only", type=list[str], default=[], help="names of pictures: only their blocks are decoded")
-    parser.add_argument("--texture", type=str, default="sample", help="of a lossy file: sample, greedy or mean")
-    parser.add_argument("--seed", type=int, default=0, help="of a lossy file's texture")
+    parser.add_argument(
+        "--texture", type=str | None, default=None, help="of a lossy file: sample (if not given), greedy or mean"
+    )
+    parser.add_argument("--seed", type=int | None, default=None, help="of a lossy file's texture, 0 if not given")
     parser.add_argument("--coder", type=str, default="auto", help="auto, numpy or constriction")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace pictures that exist")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the blocks")

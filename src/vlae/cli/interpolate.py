@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vlae.cli.choices import (
@@ -19,6 +18,7 @@ from vlae.cli.choices import (
     images_of_label,
     parser_for,
 )
+from vlae.cli.output import add_output, check_output, output_path
 from vlae.errors import VlaeError, require_positive
 from vlae.training.configuration import parse
 
@@ -35,24 +35,31 @@ def sample_interpolate(words: list[str]) -> int:
     parser.add_argument("--prior", type=bool, default=False, help="between draws from the prior instead")
     add_context(parser)
     add_pixels(parser)
-    parser.add_argument(
-        "--output", type=str | None, default=None, help="PNG; the run's grids/interpolations.png if not given"
-    )
+    add_output(parser, "the run's grids/interpolations.png")
     settings = parse(parser, words, flags=["--prior", "--greedy"], lists=["--images", "--attributes"])
+    check_output(settings)
     import torch
 
     from vlae import figures
     from vlae.models.latents import joined
     from vlae.sampling import decode, interpolate
-    from vlae.sampling.decoding import one_code, require_continuous
+    from vlae.sampling.decoding import one_code, require_autoregressive, require_continuous
+    from vlae.sampling.interpolation import PATHS
 
-    kinds = ["linear", "spherical"] if settings.path == "both" else [settings.path]
+    if settings.path not in (*PATHS, "both"):
+        raise VlaeError(f"--path must be {', '.join(map(repr, PATHS))} or 'both'; got {settings.path!r}")
+    kinds = list(PATHS) if settings.path == "both" else [settings.path]
+    if settings.prior and (of_images := [word.partition("=")[0] for word in words if word.startswith("--data.")]):
+        raise VlaeError(f"draws from the prior are of no images: with --prior leave out {' and '.join(of_images)}")
     if settings.pairs is not None and settings.images:
         raise VlaeError("give --pairs or --images, not both: two images make a pair")
     settings["pairs"] = 6 if settings.pairs is None else settings.pairs
     require_positive("pairs", settings.pairs)
     model, directory = choose_model(settings)
+    path = output_path(settings, directory / "grids" / "interpolations.png")
     require_continuous(model, "an interpolation")
+    if settings.greedy:
+        require_autoregressive(model, "--greedy")
     ends = _drawn_ends(settings, model) if settings.prior else _image_ends(settings, model)
     codes, contexts, rows = [], [], []
     for pair, name in enumerate(ends.names):
@@ -67,7 +74,6 @@ def sample_interpolate(words: list[str]) -> int:
     originals = None
     if ends.images is not None:
         originals = tuple(ends.images[k::2].repeat_interleave(len(kinds), 0) for k in (0, 1))
-    path = Path(settings.output or directory / "grids" / "interpolations.png")
     title = f"{' and '.join(kinds)} paths between {ends.said}; {said}"
     figures.save(figures.interpolations(images, rows, originals, title, group=len(kinds)), path)
     print(f"{len(rows)} paths of {settings.steps} steps: {path}")

@@ -18,10 +18,12 @@ from vlae.cli.choices import (
     images_of_label,
     parser_for,
 )
+from vlae.cli.output import add_output, check_output, output_path
 from vlae.errors import VlaeError, require_positive
 from vlae.training.configuration import parse
 
 SETS = ("base", "plus", "minus")
+DRAWS = 4  # images of each code of latent arithmetic
 SHOWN = 8  # images of a set in the picture of latent arithmetic
 
 
@@ -34,21 +36,20 @@ def sample_prior(words: list[str]) -> int:
     parser.add_argument("--pixel_temperature", type=float, default=1.0, help="of each pixel's distribution")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     add_context(parser)
-    parser.add_argument(
-        "--output", type=str | None, default=None, help="PNG; the run's samples/prior_samples.png if not given"
-    )
+    add_output(parser, "the run's samples/prior_samples.png", array=True)
     settings = parse(parser, words, lists=["--attributes"])
+    check_output(settings, array=True)
     from vlae import figures
     from vlae.sampling import prior_samples, save_array
 
     model, directory = choose_model(settings)
+    path = output_path(settings, directory / "samples" / "prior_samples.png", array=True)
     if not model.latent_size and settings.temperature != 1:
         raise VlaeError(f"a {type(model).__name__} has no z whose prior had a temperature: give --pixel_temperature")
     context = choose_context(settings, model, settings.count)
     images = prior_samples(
         model, settings.count, settings.temperature, settings.pixel_temperature, settings.seed, context=context
     )
-    path = Path(settings.output or directory / "samples" / "prior_samples.png")
     figures.save(figures.image_grid(images), path)
     print(f"{len(images)} samples: {path} and {save_array(images, path.with_suffix('.npz'))}")
     return 0
@@ -63,23 +64,31 @@ def sample_arithmetic(words: list[str]) -> int:
         parser.add_argument(f"--{name}", type=list[int], default=[], help="numbers of images")
         parser.add_argument(f"--{name}_label", type=int | None, default=None, help="or images of this label")
     parser.add_argument("--label_images", type=int, default=100, help="the first so many images of a label")
-    parser.add_argument("--draws", type=int, default=4, help="images of each code, where pixels are drawn")
-    add_pixels(parser)
     parser.add_argument(
-        "--output", type=str | None, default=None, help="PNG; the run's grids/arithmetic.png if not given"
+        "--draws", type=int | None, default=None, help=f"images of each code, where pixels are drawn; else {DRAWS}"
     )
+    add_pixels(parser)
+    add_output(parser, "the run's grids/arithmetic.png")
     settings = parse(parser, words, flags=["--greedy"], lists=[f"--{name}" for name in SETS])
+    check_output(settings)
     import torch
 
     from vlae import figures
     from vlae.sampling import decode
     from vlae.sampling.arithmetic import combine, mean_code
-    from vlae.sampling.decoding import require_continuous
+    from vlae.sampling.decoding import require_autoregressive, require_continuous
 
-    for name, value in {"draws": settings.draws, "label_images": settings.label_images}.items():
+    count = DRAWS if settings.draws is None else settings.draws
+    for name, value in {"draws": count, "label_images": settings.label_images}.items():
         require_positive(name, value)
+    if settings.greedy and settings.draws is not None:
+        raise VlaeError("give --draws or --greedy, not both: the greedy image of a code is one and the same")
     model, directory = choose_model(settings)
+    path = output_path(settings, directory / "grids" / "arithmetic.png")
     require_continuous(model, "arithmetic")
+    for name in ("draws", "greedy"):
+        if settings[name]:
+            require_autoregressive(model, f"--{name}")
     data = choose_data(settings, model)
     rows = {name: _rows_of(settings, name, data) for name in SETS}
     chosen = {name: choose_images(data, model, numbers) for name, numbers in rows.items()}
@@ -89,14 +98,12 @@ def sample_arithmetic(words: list[str]) -> int:
     drawn, said = drawn_pixels(settings, model)
     told = None if contexts[0] is None else contexts[0][0]  # all are decoded as the first base image is
     draws = [
-        [decode(model, z, drawn, settings.seed + draw, told) for draw in range(settings.draws if drawn else 1)]
-        for z in codes
+        [decode(model, z, drawn, settings.seed + draw, told) for draw in range(count if drawn else 1)] for z in codes
     ]
     labels = [f"{sign} {_name_of(settings, name)}".strip() for sign, name in zip(("", "+", "−"), SETS, strict=True)]
     decoded = dict(zip([*labels, "= result"], map(torch.cat, draws), strict=True))
     originals = {label: x[:SHOWN] for label, x in zip(labels, images, strict=True)}
     said = said.replace("all images", "each column")
-    path = Path(settings.output or directory / "grids" / "arithmetic.png")
     figures.save(figures.latent_arithmetic(decoded, originals, f"base + plus − minus, of codes; {said}"), path)
     counts = {name: len(numbers) for name, numbers in rows.items()}
     print(f"base ({counts['base']} images) + plus ({counts['plus']}) - minus ({counts['minus']}): {path}")
@@ -136,10 +143,9 @@ def sample_complete(words: list[str]) -> int:
     parser.add_argument("--candidates", type=int, default=64, help="z's per completion and round")
     parser.add_argument("--rounds", type=int, default=2, help="of proposals for z")
     parser.add_argument("--seed", type=int, default=0, help="of all noise")
-    parser.add_argument(
-        "--output", type=str | None, default=None, help="PNG; the run's samples/completions.png if not given"
-    )
+    add_output(parser, "the run's samples/completions.png", array=True)
     settings = parse(parser, words, lists=["--images"])
+    check_output(settings, array=True)
     import torch
 
     from vlae import figures
@@ -147,6 +153,7 @@ def sample_complete(words: list[str]) -> int:
 
     require_positive("count", settings.count)
     model, directory = choose_model(settings)
+    path = output_path(settings, directory / "samples" / "completions.png", array=True)
     mask, said = _mask(settings, model)
     x, context = choose_images(choose_data(settings, model), model, list(settings.images))
     completed, labels = [], []
@@ -159,7 +166,6 @@ def sample_complete(words: list[str]) -> int:
         labels.append(f"image {number}\n{effective:.1f} effective\ncandidates")
         print(f"image {number}: {effective:.1f} effective candidates of {settings.candidates}, the median")
     images = torch.stack(completed)
-    path = Path(settings.output or directory / "samples" / "completions.png")
     title = f"completions, {said} given"
     figures.save(figures.completions(x, mask, images, labels, title), path)
     array = save_array(images.flatten(0, 1), path.with_suffix(".npz"))
@@ -200,13 +206,17 @@ def _mask(settings: Any, model: Any) -> tuple[Any, str]:
 def _read_mask(path: Path, height: int, width: int) -> Any:
     import numpy as np
     import torch
-    from PIL import Image, UnidentifiedImageError
 
-    try:
-        with Image.open(path) as picture:
-            levels = np.asarray(picture.convert("L"))
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise VlaeError(f"{path} is not an image: the mask is a PNG, white where a pixel is given") from error
+    from vlae.data.formats import open_image, reading
+
+    if not path.is_file():
+        raise VlaeError(f"there is no file {path}: give --mask a PNG, white where a pixel is given")
+    with reading(path, "mask", "give a PNG, white where a pixel is given"), open_image(path) as picture:
+        if picture.mode.startswith(("I", "F")):  # Pillow would cut them off at white
+            raise VlaeError(f"{path}: pixels of more than 8 bits ({picture.mode}); save the mask with 8 bits")
+        if picture.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+            raise VlaeError(f"{path}: has transparent pixels; save the mask without transparency, white where given")
+        levels = np.asarray(picture.convert("L"))
     if levels.shape != (height, width):
         raise VlaeError(
             f"{path} has {levels.shape[1]}x{levels.shape[0]} pixels and the images have {width}x{height}: "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from vlae.cli.choices import add_choice, add_data, choose_data, choose_model, parser_for
+from vlae.cli.output import add_output, check_output, output_path
 from vlae.training.configuration import parse
 
 
@@ -14,19 +13,18 @@ def viz_recon_grid(words: list[str]) -> int:
     add_choice(parser)
     add_data(parser)
     parser.add_argument("--count", type=int, default=20, help="how many images")
-    parser.add_argument(
-        "--output", type=str | None, default=None, help="PNG; the run's grids/recon_grid.png if not given"
-    )
+    add_output(parser, "the run's grids/recon_grid.png")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn reconstructions")
     settings = parse(parser, words)
+    check_output(settings)
     from vlae import figures
     from vlae.sampling import decompressions
 
     model, directory = choose_model(settings)
+    path = output_path(settings, directory / "grids" / "recon_grid.png")
     data = choose_data(settings, model).subset(settings.count)
     x = model.placed(data.tensor())
     context = model.context_of(data.labels, data.factors, data.name)
-    path = Path(settings.output or directory / "grids" / "recon_grid.png")
     rows = {"reconstruction": model.reconstruct(x, context=context)}
     if model.autoregressive:
         rows = {"greedy": rows["reconstruction"], "drawn": decompressions(model, x, settings.seed, context)}
@@ -43,16 +41,17 @@ def viz_samples(words: list[str]) -> int:
     parser.add_argument("--count", type=int, default=20, help="how many of each")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the prior")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--output", type=str | None, default=None, help="PNG; the run's grids/samples.png if not given")
+    add_output(parser, "the run's grids/samples.png")
     settings = parse(parser, words)
+    check_output(settings)
     from vlae import figures
     from vlae.sampling import prior_samples
 
     model, directory = choose_model(settings)
+    path = output_path(settings, directory / "grids" / "samples.png")
     data = choose_data(settings, model).subset(settings.count)
     x, context = data.tensor(), model.context_of(data.labels, data.factors, data.name)
     samples = prior_samples(model, len(x), settings.temperature, seed=settings.seed, context=context)
-    path = Path(settings.output or directory / "grids" / "samples.png")
     figures.save(figures.recon_grid(x, samples, row_labels=("data", "sample")), path)
     print(f"{len(x)} samples beside data: {path}")
     return 0

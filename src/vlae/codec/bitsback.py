@@ -56,6 +56,7 @@ COARSE_TABLE = geometric(len(COARSE), 1 / 2)
 
 
 BOTTOM = b"\x01\0\0\0"  # above the checksum, so that a stack's last word is not zero
+BOTTOM_BITS = 32  # the checksum's
 
 
 def stacks(kind: CoderKind, checksums: Sequence[bytes]) -> Coder:
@@ -364,6 +365,10 @@ class BitsBack:
                     self._pop_image(coder, levels, Bins(COARSE[width]), first & (choice == width))
             for lane in np.flatnonzero(active):
                 blocks[lane][number] = levels[lane]
+            # What was only pushed onto never held less than its bottom, however many images are promised. (Where z was
+            # popped it may have.)
+            if not self.model.dimensions and (coder.bits()[active] < BOTTOM_BITS).any():
+                raise VlaeError("a block ends before its images do: the file is damaged")
         check_bottom(coder, list(map(checksum, blocks, seeds)))
         return blocks
 

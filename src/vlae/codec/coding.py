@@ -20,7 +20,7 @@ from vlae.codec.bitsback import BitsBack, CoderKind, Levels, ModelCoder
 from vlae.codec.container import Container, Header, ranges, seeds_of, split_evenly
 from vlae.codec.lossy import Lossy, Texture, step_for
 from vlae.errors import VlaeError, require_positive
-from vlae.files import replacing
+from vlae.files import check_target, replacing
 from vlae.models.base import LatentVariableModel
 from vlae.models.saving import fingerprint, load
 
@@ -223,20 +223,20 @@ def _open(model: LatentVariableModel, data: bytes) -> Container:
 def _decode(
     model: LatentVariableModel,
     container: Container,
-    images: range,
+    images: Sequence[int],
     texture: Texture,
     seed: int,
     coder: CoderKind,
     workers: int,
 ) -> Tensor:
-    """Images of a container, float64 [n, C, H, W] in [0, 1]."""
+    """Images of a container by their numbers, in ascending order: float64 [n, C, H, W] in [0, 1]."""
     require_positive("workers", workers)
     make_coder(coder, 1)
     if texture not in get_args(Texture):
         raise VlaeError(f"unknown texture {texture!r}: choose one of {', '.join(get_args(Texture))}")
     header = container.header
     every = ranges(header.sizes)
-    needed = [i for i, block in enumerate(every) if block.start < images.stop and images.start < block.stop]
+    needed = np.unique(np.searchsorted(np.cumsum(header.sizes), images, "right"))
     method = _method(model, header, coder)
     parts = [[values[i] for i in needed] for values in (container.blocks, header.sizes, container.seeds)]
     try:
@@ -246,8 +246,8 @@ def _decode(
     whole = len(images) == header.count and header.step is None
     if whole and hashlib.sha256(decoded.tobytes()).hexdigest()[:16] != header.content:
         raise VlaeError("the images do not match the digest in the header: the file is damaged")
-    first = every[needed[0]].start
-    wanted: Any = decoded[images.start - first : images.stop - first]
+    held = np.concatenate([every[i] for i in needed])
+    wanted: Any = decoded[np.searchsorted(held, images)]
     if isinstance(method, Lossy):
         batches = [slice(i, i + 256) for i in range(0, len(images), 256)]
         return torch.cat([method.images(wanted[batch], images[batch], texture, seed) for batch in batches])
@@ -276,7 +276,9 @@ def compress_files(
 
     Raises:
         VlaeError: as `compress`, and files that can't be read or coded. Nothing is written then.
+        OSError: `output` can't be written; where that can be seen, before any work.
     """
+    check_target(Path(output))
     ModelCoder(model)  # refuses models that can't be coded, before any file is read
     levels = model.likelihood.levels or 256
     found = pictures.read(paths, levels)
@@ -303,8 +305,8 @@ def decompress_files(
     data: bytes,
     directory: str | Path,
     only: Sequence[str] = (),
-    texture: Texture = "sample",
-    seed: int = 0,
+    texture: Texture | None = None,
+    seed: int | None = None,
     coder: CoderKind = "auto",
     overwrite: bool = False,
     workers: int = 1,
@@ -316,14 +318,15 @@ def decompress_files(
         data: the file's bytes.
         directory: made if missing.
         only: names of pictures; only their blocks are decoded. None: all.
-        texture: of a lossy file: "sample", "greedy" or "mean".
-        seed: of a lossy file's texture.
+        texture: of a lossy file alone: "sample" (if None), "greedy" or "mean".
+        seed: of a lossy file's texture; 0 if None.
         coder: "auto", "numpy" or "constriction".
         overwrite: replace files that exist.
         workers: processes that share the blocks.
 
     Raises:
-        VlaeError: as `decompress`, an unknown name, or a file that exists. Nothing is written then.
+        VlaeError: as `decompress`, an unknown name, a texture or its seed for a lossless file, or a file that exists
+            or can't be written. Nothing is written then.
     """
     container = _open(model, data)
     header = container.header
@@ -332,17 +335,20 @@ def decompress_files(
     for name in only:
         if name not in spans:
             raise VlaeError(f"the file holds no picture {name!r}: see vlae info")
-    restored = []
-    # In one go where all are wanted, so that all blocks share their batches.
-    groups = [header.entries] if not only else [(e,) for e in header.entries if e.name in only]
-    for entries in groups:
-        span = range(spans[entries[0].name].start, spans[entries[-1].name].stop)
-        x = _decode(model, container, span, texture, seed, coder, workers).cpu().numpy()
-        # The mean of a lossy file's texture lies between the levels: kept as 8-bit grey values.
-        levels = header.levels if header.step is None or texture != "mean" else 256
-        tiles = np.rint(x * (levels - 1)).astype(np.uint8)
-        restored += pictures.assemble(entries, tiles, levels)
-    return pictures.write(restored, directory, overwrite)
+    for name, value in {"texture": texture, "seed": seed}.items():
+        if value is not None and header.step is None:
+            raise VlaeError(f"{name} is for lossy files, and this one is lossless: leave it out")
+    names = set(only) or spans.keys()
+    entries = [entry for entry in header.entries if entry.name in names]
+    pictures.targets(entries, directory, overwrite)
+    # In one go, so that each block is decoded once, and all of them share their batches.
+    images = [image for entry in entries for image in spans[entry.name]] if only else range(header.count)
+    kind: Texture = "sample" if texture is None else texture
+    x = _decode(model, container, images, kind, seed or 0, coder, workers).cpu().numpy()
+    # The mean of a lossy file's texture lies between the levels: kept as 8-bit grey values.
+    levels = 256 if kind == "mean" else header.levels
+    tiles = np.rint(x * (levels - 1)).astype(np.uint8)
+    return pictures.write(pictures.assemble(entries, tiles, levels), directory, overwrite)
 
 
 def info(data: bytes) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlae.codec.bitsback import (
+    BOTTOM_BITS,
     SHIFT_TABLE,
     CoderKind,
     Levels,
@@ -49,7 +50,13 @@ class Lossy:
 
     def quantise(self, levels: Levels) -> Int:
         """The bins of z of images uint8 [n, C, H, W], [n, D]."""
-        return self.bins.nearest(self.model.posterior(levels)[0])
+        mean = self.model.posterior(levels)[0]
+        try:
+            return self.bins.nearest(mean)
+        except VlaeError as error:
+            if not np.isfinite(mean).all():
+                raise
+            raise VlaeError(f"{error}: take a larger --lossy_step") from None
 
     def bits(self, levels: Levels) -> Float:
         """What each image's z takes, in bits, [n], without writing it."""
@@ -83,7 +90,8 @@ class Lossy:
             z = self.model.pop_prior(coder, self.bins, shifts, active)
             for lane in np.flatnonzero(active):
                 blocks[lane][number] = z[lane]
-            if (coder.bits() < 32).any():  # nothing is popped from below the bottom, however many images are promised
+            # Nothing is popped from below the bottom, however many images are promised.
+            if (coder.bits() < BOTTOM_BITS).any():
                 raise VlaeError("a block ends before its images do: the file is damaged")
         check_bottom(coder, list(map(checksum, blocks, seeds)))
         return blocks

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, cast
@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 
 from vlae.data import folder, formats
 from vlae.errors import VlaeError, one_line
-from vlae.files import NO_ROOM, replacing
+from vlae.files import NO_ROOM, check_place, replacing
 
 SUFFIXES = {"image": folder.SUFFIXES | {".pbm"}, "array": {".npy", ".npz"}}
 RESTORED = {"image": ".png", "array": ".npz"}
@@ -261,18 +261,32 @@ def write(pictures: Sequence[Picture], directory: str | Path, overwrite: bool = 
     Raises:
         VlaeError: a file exists (unless `overwrite`), a name leads out of the directory, or the disk refuses.
     """
-    root = Path(directory)
     entries = validate([picture.entry for picture in pictures], max_pixels=sum(p.pixels.size for p in pictures))
+    paths = targets(entries, directory, overwrite)
+    # All temporary files are written before the first takes its place.
+    with _writing(directory), ExitStack() as stack:
+        for picture, path in zip(pictures, paths, strict=True):
+            _save(picture, stack.enter_context(replacing(path)))
+    return paths
+
+
+def targets(entries: Sequence[Entry], directory: str | Path, overwrite: bool = False) -> list[Path]:
+    """Where `write` puts pictures; refuses what it would, before hours are spent decoding them."""
+    root = Path(directory)
     paths = [root / entry.target for entry in entries]
-    try:
+    with _writing(root):
         _check_targets(paths, root, overwrite)
-        with ExitStack() as stack:  # all temporary files are written before the first takes its place
-            for picture, path in zip(pictures, paths, strict=True):
-                _save(picture, stack.enter_context(replacing(path)))
+        check_place(root)
+    return paths
+
+
+@contextmanager
+def _writing(directory: str | Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         advice = "free some space" if error.errno in NO_ROOM else "choose another directory"
-        raise VlaeError(f"{root}: can't be written to ({one_line(error)}); {advice}") from error
-    return paths
+        raise VlaeError(f"{directory}: can't be written to ({one_line(error)}); {advice}") from error
 
 
 def _kind(name: str) -> str:

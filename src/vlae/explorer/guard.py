@@ -83,7 +83,7 @@ class Guard:
         if self.hosts and name_of(host) not in self.hosts:
             return 421, f"this server is asked as {' or '.join(self.hosts[:2])}, not as {host[:80]!r}"
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-        foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        foreign = origin is not None and _place(origin) != host.lower()
         if foreign or (site in ("cross-site", "same-site") and method != "GET"):
             return 403, "requests are taken from the explorer's own page only"
         return None
@@ -100,6 +100,14 @@ def name_of(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:
         return ""
+
+
+def _place(origin: str) -> str | None:
+    """Host and port of an Origin header; None where it is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def size_of(count: int) -> str:

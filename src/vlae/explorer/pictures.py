@@ -81,7 +81,7 @@ def read_upload(data: bytes, model: LatentVariableModel, invert: Invert = "auto"
         raise VlaeError(f"invert must be one of {', '.join(get_args(Invert))}; got {invert!r}")
     picture = _opened(data)
     channels, height, width = model.image_shape
-    size = f"{picture.width}x{picture.height}"
+    given = f"{picture.format or 'a picture'} of {picture.width}x{picture.height}"  # what is made of it has no format
     done = []
     side = min(picture.width / width, picture.height / height)
     middle = max(1, round(side * width)), max(1, round(side * height))
@@ -100,7 +100,7 @@ def read_upload(data: bytes, model: LatentVariableModel, invert: Invert = "auto"
         done.append(f"resized to {width}x{height}")
     if model.likelihood.levels == 2:
         done.append("black and white")
-    return fit(x, model), "; ".join([f"{picture.format or 'a picture'} of {size}", *done])
+    return fit(x, model), "; ".join([given, *done])
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from vlae.errors import VlaeError
+from vlae.figures.text import plain
 
 DARK, LIGHT, WARM = "#17324d", "#9ecae1", "#e08214"
 NATS_PER_BIT = math.log(2)
@@ -222,7 +223,7 @@ def _figure(width: float, height: float, title: str | None = None) -> Figure:
     figure = Figure(figsize=(width, height), dpi=128, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     if title:
-        figure.suptitle(title, size=11)
+        figure.suptitle(plain(title), size=11)
     return figure
 
 

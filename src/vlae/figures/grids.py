@@ -13,6 +13,7 @@ from matplotlib.font_manager import FontProperties
 from torch import Tensor
 
 from vlae.errors import VlaeError
+from vlae.figures.text import plain
 from vlae.files import replacing
 
 Pixels = npt.NDArray[np.uint8]
@@ -167,7 +168,7 @@ def _draw(blocks: Sequence[Sequence[Pixels]], labels: Sequence[str], title: str 
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     if title:
-        figure.text(MARGIN / width, 1 - MARGIN / height, title, size=TITLE_SIZE, va="top", color="black")
+        figure.text(MARGIN / width, 1 - MARGIN / height, plain(title), size=TITLE_SIZE, va="top", color="black")
     for mosaic, rows in zip(mosaics, blocks, strict=True):
         bottom = height - top - len(mosaic)
         axes = figure.add_axes(
@@ -178,7 +179,7 @@ def _draw(blocks: Sequence[Sequence[Pixels]], labels: Sequence[str], title: str 
         for i, label in enumerate(labels):
             middle = top + GAP + (i + 0.5) * (len(mosaic) - GAP) / len(rows)
             x, y = (left - 8) / width, 1 - middle / height
-            figure.text(x, y, label, size=LABEL_SIZE, ha="right", va="center", color="black")
+            figure.text(x, y, plain(label), size=LABEL_SIZE, ha="right", va="center", color="black")
         top += len(mosaic) + BLOCK_GAP
     return figure
 

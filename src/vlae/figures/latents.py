@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vlae.errors import VlaeError
 from vlae.figures.charts import DARK, LIGHT, _figure, _tidy, rate_in_words
+from vlae.figures.text import plain
 
 Values = npt.NDArray[np.float64]
 
@@ -96,8 +97,8 @@ def latent_scatter(
             counts = [f"{int((labels == name).sum()):,}" for name in classes]
             sizes: dict[str, Any] = {"fontsize": 8, "title_fontsize": 8, "frameon": False}
             figure.legend(handles, counts, loc="outside right center", title="label: images", **sizes)
-    axes.set_xlabel(axis_labels[0])
-    axes.set_ylabel(axis_labels[1])
+    axes.set_xlabel(plain(axis_labels[0]))
+    axes.set_ylabel(plain(axis_labels[1]))
     axes.margins(0.04)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -170,7 +171,7 @@ def _marginals(axes: Axes, q: Values, p: Values, name: str, standard_normal: boo
     else:
         of_prior = _density(p, edges)
         axes.stairs(of_prior, edges, baseline=None, label="prior, draws", **line)
-    axes.set_xlabel(name)
+    axes.set_xlabel(plain(name))
     axes.set_ylabel("density")
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, 1.06 * max(heights.max(), of_prior.max()))
@@ -188,8 +189,8 @@ def _plane(axes: Axes, q: Values, p: Values, names: Sequence[str]) -> None:
     rings: dict[str, Any] = {"facecolors": "none", "edgecolors": PRIOR, "linewidths": 0.6}
     axes.scatter(p[:count, 0], p[:count, 1], s=9, label=f"{count:,} of the prior", **rings)
     axes.scatter(q[:count, 0], q[:count, 1], s=4, color=DARK, linewidths=0, label=f"{count:,} of images")
-    axes.set_xlabel(names[0])
-    axes.set_ylabel(names[1])
+    axes.set_xlabel(plain(names[0]))
+    axes.set_ylabel(plain(names[1]))
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -237,7 +238,7 @@ def bits_heatmap(
         _name_groups(heat, labels.cpu().numpy()[columns])
         heat.set_xlabel(f"{count:,} images, by label")
     if number <= MOST_NAMES:
-        heat.set_yticks(range(number), [names[k] for k in order], size=7)
+        heat.set_yticks(range(number), [plain(names[k]) for k in order], size=7)
         heat.set_ylabel("latent dimension, largest mean first")
     else:
         heat.set_yticks([])
@@ -255,7 +256,7 @@ def bits_heatmap(
     notes = [line for line in (title, rate_in_words(means)) if line]
     if negative:
         notes.append(f"orange: {negative:.0%} are below 0, as estimates from samples of z may be")
-    figure.suptitle("\n".join(notes), size=10)
+    figure.suptitle(plain("\n".join(notes)), size=10)
     return figure
 
 

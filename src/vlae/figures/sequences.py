@@ -27,6 +27,7 @@ from vlae.figures.grids import (
     _pixels,
     _text_width,
 )
+from vlae.figures.text import plain
 
 COLUMN_SIZE = 7.0  # points
 WIDTH = 1200  # pixels that the images of a row may take together, before they are enlarged for a label's sake
@@ -250,7 +251,7 @@ def _panels(panels: Sequence[Panel], labels: Sequence[str], title: str | None = 
 
     def write(x: float, y: float, text: str, size: float, **where: Any) -> None:
         if text:
-            figure.text(x / across, 1 - y / total, text, size=size, color="black", **where)
+            figure.text(x / across, 1 - y / total, plain(text), size=size, color="black", **where)
 
     write(MARGIN, MARGIN, title or "", TITLE_SIZE, va="top")
     for panel, start in zip(panels, lefts, strict=False):

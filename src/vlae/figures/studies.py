@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from vlae.errors import VlaeError
 from vlae.figures.charts import DARK, LIGHT, WARM, _figure, _tidy
+from vlae.figures.text import plain
 
 STYLES: list[dict[str, Any]] = [
     {"color": DARK, "marker": "o", "linestyle": "-"},
@@ -82,7 +83,7 @@ def lines(panels: Mapping[str, Sequence[Point]], x_label: str, title: str | None
                 [point.x for point in members],
                 [point.y for point in members],
                 yerr=errors if any(errors) else None,
-                label=group or "obtained",
+                label=plain(group) or "obtained",
                 markersize=5,
                 linewidth=1.5,
                 capsize=2.5,
@@ -91,8 +92,8 @@ def lines(panels: Mapping[str, Sequence[Point]], x_label: str, title: str | None
         published = [point for point in points if point.published is not None]
         if published:
             axes.plot([p.x for p in published], [p.published for p in published], label="published", **PUBLISHED)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(label)
+        axes.set_xlabel(plain(x_label))
+        axes.set_ylabel(plain(label))
         places = sorted({point.x for point in points})
         if log_x:
             axes.set_xscale("log")
@@ -146,8 +147,8 @@ def bars(panels: Mapping[str, Sequence[Point]], title: str | None = None) -> Fig
         if published:
             (stars,) = axes.plot(*zip(*published, strict=True), label="published", **PUBLISHED)
         _write_values(axes, points, rows, low, high)
-        axes.set_xlabel(label)
-        axes.set_yticks(range(len(names)), names, size=9)
+        axes.set_xlabel(plain(label))
+        axes.set_yticks(range(len(names)), [plain(name) for name in names], size=9)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         _tidy(axes)
@@ -180,7 +181,7 @@ def rate_distortion(points: Sequence[Point], title: str | None = None, unit: str
     groups = _groups(points)
     for style, (group, members) in zip(itertools.cycle(STYLES), groups.items(), strict=False):
         look = {**style, "linestyle": style["linestyle"] if group and len(members) > 1 else "none"}
-        axes.plot([p.x for p in members], [p.y for p in members], markersize=7, label=group or None, **look)
+        axes.plot([p.x for p in members], [p.y for p in members], markersize=7, label=plain(group) or None, **look)
     axes.margins(0.18)
     if len({(p.x, p.y) for p in points}) == 1:  # as far in both directions, so that the lines are seen to fall
         around = 0.1 * (abs(points[0].x) + abs(points[0].y)) or 1.0
@@ -188,8 +189,8 @@ def rate_distortion(points: Sequence[Point], title: str | None = None, unit: str
         axes.set_ylim(points[0].y - around, points[0].y + around)
     _equal_sums(axes)
     _name_points(axes, points)
-    axes.set_xlabel(f"rate [{unit}]")
-    axes.set_ylabel(f"distortion [{unit}]")
+    axes.set_xlabel(plain(f"rate [{unit}]"))
+    axes.set_ylabel(plain(f"distortion [{unit}]"))
     axes.spines[["top", "right"]].set_visible(False)
     if len(groups) > 1:
         axes.legend(frameon=False, fontsize=8)
@@ -241,7 +242,8 @@ def _name_points(axes: Axes, points: Sequence[Point]) -> None:
         _, _, box, side, up = min(corners)
         taken.append(box)
         ends: dict[str, Any] = {"ha": "left" if side > 0 else "right", "va": "bottom" if up > 0 else "top"}
-        axes.annotate(point.name, (point.x, point.y), textcoords="offset points", xytext=(8 * side, up), size=8, **ends)
+        name = plain(point.name)
+        axes.annotate(name, (point.x, point.y), textcoords="offset points", xytext=(8 * side, up), size=8, **ends)
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
@@ -266,7 +268,7 @@ def _write_values(axes: Axes, points: Sequence[Point], rows: Sequence[int], low:
     reach = (high - low) or 1.0
     for point, row in zip(points, rows, strict=True):
         end = max(point.y, low if low > 0 else 0.0) + (point.error or 0.0)
-        axes.text(end + 0.02 * reach, row, f" {point.text or format(point.y, '.4g')}", va="center", size=8)
+        axes.text(end + 0.02 * reach, row, f" {plain(point.text) or format(point.y, '.4g')}", va="center", size=8)
     axes.set_xlim(low if low == 0 else low - 0.06 * reach, high + 0.28 * reach)
 
 

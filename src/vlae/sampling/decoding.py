@@ -79,6 +79,14 @@ def require_continuous(model: LatentVariableModel, what: str) -> None:
         raise VlaeError(f"z of a {name} is discrete codes with nothing between them: {what} needs a continuous code")
 
 
+def require_autoregressive(model: LatentVariableModel, option: str) -> None:
+    """Refuses an option that says how pixels are drawn where a factorised decoder is shown by its mean images."""
+    if not model.autoregressive:
+        raise VlaeError(
+            f"a {type(model).__name__} has a factorised decoder, which is shown by its mean images: leave out {option}"
+        )
+
+
 def one_row(z: Latents) -> Tensor:
     """All numbers of codes [N, *latent_shape] in one row each, [N, D]: a ladder's levels z_1 first."""
     return torch.cat([level.flatten(1) for level in (z if isinstance(z, tuple) else (z,))], 1)
