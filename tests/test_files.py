@@ -232,3 +232,10 @@ def test_a_target_is_checked_and_nothing_is_made(tmp_path):
 def test_json_text_has_null_where_json_has_no_number():
     text = files.json_text({"a": float("nan"), 1: [math.inf, (1.5, -math.inf)], "b": {"c": "nan", "d": None}})
     assert json.loads(text) == {"a": None, "1": [None, [1.5, None]], "b": {"c": "nan", "d": None}}
+
+
+@pytest.mark.parametrize("name", ["model", "model[1]", "m*"])
+def test_what_was_set_aside_is_found_whatever_its_name(tmp_path, name):
+    kept = aside(tmp_path / name)
+    kept.mkdir()
+    assert set_aside(tmp_path / name) == [kept]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import math
@@ -211,7 +212,7 @@ def set_aside(path: Path) -> list[Path]:
         >>> set_aside(Path("no-such-directory") / "model")
         []
     """
-    found = path.parent.glob(f".{_shortened(path.name)}.old-*/content") if path.name else ()
+    found = path.parent.glob(f"{glob.escape(f'.{_shortened(path.name)}.old-')}*/content") if path.name else ()
     return sorted(found, key=lambda content: content.stat().st_mtime, reverse=True)
 
 
