@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vlae.cli.choices import parser_for
 from vlae.cli.output import fail
@@ -79,13 +84,34 @@ def experiment(words: list[str]) -> int:
         return 0
     chosen = study.load(study.find(settings.name))
     try:
-        return engine.run(
-            chosen,
-            Path(settings.output or Path("outputs") / "experiments" / chosen.name),
-            settings.budget,
-            engine.Spread(settings.workers, settings.engine, settings.address, settings.threads),
-            called=settings.name,
-            **{key: settings[key] for key in ("shard", "again", "overwrite", "measure_again", "table_only", "dry_run")},
-        )
+        with ending_as_interrupted():
+            return engine.run(
+                chosen,
+                Path(settings.output or Path("outputs") / "experiments" / chosen.name),
+                settings.budget,
+                engine.Spread(settings.workers, settings.engine, settings.address, settings.threads),
+                called=settings.name,
+                **{
+                    key: settings[key]
+                    for key in ("shard", "again", "overwrite", "measure_again", "table_only", "dry_run")
+                },
+            )
     except KeyboardInterrupt:
         return fail("interrupted; the same command goes on from here", code=130)
+
+
+@contextmanager
+def ending_as_interrupted() -> Iterator[None]:
+    """A process told to end (SIGTERM) ends as by Ctrl-C, so that it takes its trainings with it."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

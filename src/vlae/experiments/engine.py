@@ -13,8 +13,6 @@ from __future__ import annotations
 import importlib
 import json
 import shlex
-import signal
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -197,8 +195,10 @@ def run(
         VlaeError: bad input, or a cell that is there and was made otherwise.
     """
     first, count = shard_of(shard) if shard else (1, 1)
-    if table_only and (others := _given(budget, shard, again, overwrite, measure_again, dry_run)):
-        raise VlaeError(f"--table_only writes the table of what is there: leave {others[0]} out")
+    wishes = {"budget": budget, "shard": shard, "again": again, "overwrite": overwrite}
+    wishes |= {"measure_again": measure_again, "dry_run": dry_run}
+    if table_only and (given := [name for name, value in wishes.items() if value]):
+        raise VlaeError(f"--table_only writes the table of what is there: leave --{given[0]} out")
     output = output.resolve()
     anew = _named(study, again)
     jobs = _jobs(study, output, spread, overwrite, anew, measure_again)
@@ -226,8 +226,7 @@ def run(
     if not table_only:
         mine = cleared(jobs[first - 1 :: count])
         print(f"{study.title}: {len(mine)} cells, {said(plan)}; {output}", flush=True)
-        with ending_as_interrupted():
-            reasons = spread.map(do, mine)
+        reasons = spread.map(do, mine)
         failures = {job.cell.name: reason for job, reason in zip(mine, reasons, strict=True) if reason}
         if before is not None and len(failures) == len(jobs):  # what was there is there again
             write_bytes(kept, before)
@@ -243,23 +242,6 @@ def run(
     return int(bool(failures))
 
 
-@contextmanager
-def ending_as_interrupted() -> Iterator[None]:
-    """A process told to end (SIGTERM) ends as by Ctrl-C, so that it takes its trainings with it."""
-
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # where Python takes no handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def cleared(jobs: Sequence[Job]) -> list[Job]:
     """Sets aside what is to be done anew, all of it or, where another process trains one of the cells, nothing."""
     with ExitStack() as held:
@@ -267,15 +249,6 @@ def cleared(jobs: Sequence[Job]) -> list[Job]:
             if job.anew and job.directory.exists():
                 held.enter_context(holding(job.directory))
         return [job.cleared() for job in jobs]
-
-
-def _given(
-    budget: str | None, shard: str | None, again: Collection[str], overwrite: bool, measure_again: bool, dry_run: bool
-) -> list[str]:
-    """Options that were given, by name."""
-    values = {"budget": budget, "shard": shard, "again": again, "overwrite": overwrite}
-    values |= {"measure_again": measure_again, "dry_run": dry_run}
-    return [f"--{name}" for name, value in values.items() if value]
 
 
 def _named(study: Study, names: Collection[str]) -> set[str]:

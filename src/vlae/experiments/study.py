@@ -258,7 +258,6 @@ def _measure(content: Any) -> Measure:
     own = ("split", "limit")
     settings = [each.name for each in fields(Settings)]
     _known(content, [*settings, *own], "measure")
-    kinds = {True: bool, False: int}
     _typed(content, "measure", split=str, limit=int)
     for key in settings:
         default = getattr(Settings(), key)
@@ -267,7 +266,7 @@ def _measure(content: Any) -> Measure:
             for value in _list(content.get(key, []), f"measure: {key}"):
                 _typed({key: value}, "measure, each of", **{key: each})
         else:
-            _typed(content, "measure", **{key: kinds[isinstance(default, bool)]})
+            _typed(content, "measure", **{key: bool if isinstance(default, bool) else int})
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     measure = {key: given.pop(key) for key in own if key in given}
     limit = measure.get("limit")
