@@ -257,6 +257,7 @@ def test_every_kind_of_model_that_can(here, words):
         ("sample arithmetic --model vae --base 0 --plus 1", "give --minus or --minus_label"),
         ("sample arithmetic --model vae --base 0 --base_label 1 --plus 1 --minus 2", "one of the two"),
         ("sample arithmetic --model vae --base 0 --plus 1 --minus 2 --draws 0", "draws must be 1 or more"),
+        ("sample arithmetic --model vae --base 0 --plus 1 --minus 2 --label_images 5", "chosen by a label"),
         ("sample arithmetic --model codes --base 0 --plus 1 --minus 2", "discrete codes"),
         ("sample complete --model vae", "autoregressive decoder"),
         ("sample complete --model vlae --given top", "upper, lower, left or right"),

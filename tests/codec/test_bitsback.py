@@ -14,7 +14,7 @@ from vlae.codec import bitsback, rounding
 from vlae.codec.ans import TOTAL, NumpyCoder, make_coder
 from vlae.codec.bitsback import BitsBack, ModelCoder, checksum, cost, geometric
 from vlae.codec.rounding import Bins
-from vlae.models import PixelCNN
+from vlae.models import VQVAE, DenoisingAutoencoder, LadderVAE, PixelCNN
 
 CODERS = ["numpy", "constriction"] if find_spec("constriction") else ["numpy"]
 SHAPE = (1, 8, 7)
@@ -71,6 +71,7 @@ def model(tiny_vlae):
 
 MIXTURE = {"likelihood": "logistic_mixture", "likelihood_options": {"levels": 9, "components": 2}}
 COLOUR = {"image_shape": (3, 4, 5)}
+MAPS = {"architecture": "conv", "widths": [3], "latent_maps": 2}
 CONFIGURATIONS = {
     "two stacks, two flow steps": {},
     "two stacks, deep": {"decoder_layers": 3},
@@ -93,6 +94,9 @@ CONFIGURATIONS = {
     "row LSTM that forgets": {"stacks": "row_lstm", "trunk_options": {"memory": 2}},
     "attention": {"stacks": "attention", "channels": 8, "trunk_options": {"heads": 2}},
     "256 levels": {**COLOUR, "likelihood": "logistic_mixture", "likelihood_options": {"levels": 256}},
+    "maps, map flow": {"latent_maps": 2, "prior_options": {"channels": 5}},
+    "maps, two plain steps": {"latent_maps": 3, "prior_options": {"stacks": "plain", "layers": 3, "channels": 4}},
+    "maps, standard normal": {"latent_maps": 2, "flow_steps": 0},
 }
 FACTORISED = {
     "factorised": {},
@@ -104,6 +108,8 @@ FACTORISED = {
     "VampPrior": {"prior": "vamp", "prior_options": {"components": 4}},
     "AR(1)": {"prior": "delta"},
     "convolutions and batch norm": {"architecture": "conv", "widths": [3]},
+    "maps, mixture of normals": {**MAPS, "prior": "mixture", "prior_options": {"components": 3}},
+    "maps, VampPrior": {**MAPS, "prior": "vamp", "prior_options": {"components": 4}},
 }
 
 
@@ -243,7 +249,8 @@ def seeded_coder(lanes=1, words=200):
 
 
 @pytest.mark.parametrize(
-    "name", ["two stacks, two flow steps", "prior of mixtures", "categorical", "colour mixture, slanted"]
+    "name",
+    ["two stacks, two flow steps", "prior of mixtures", "categorical", "colour mixture, slanted", "maps, map flow"],
 )
 def test_the_cost_of_the_tables_is_what_the_stack_grows(tiny_vlae, name):
     model = tiny_vlae(**{"image_shape": SHAPE, "flow_order": "same", **CONFIGURATIONS[name]})
@@ -271,7 +278,7 @@ def test_the_cost_of_the_tables_is_what_the_stack_grows(tiny_vlae, name):
         double = machine.model
         q, bits = double.encode(x), math.log(2)
         assert of_pixels == pytest.approx(-double.decode(latent).log_prob(x).item() / bits, rel=2e-3, abs=0.1)
-        width = latent.shape[1] * math.log2(bitsback.WIDTH)
+        width = latent[0].numel() * math.log2(bitsback.WIDTH)
         assert of_latent == pytest.approx(-double.prior().log_prob(latent).item() / bits - width, rel=0.02, abs=0.3)
         p = Normal(q.mean, q.stddev)
         mass = p.cdf(latent + bitsback.WIDTH / 2) - p.cdf(latent - bitsback.WIDTH / 2)
@@ -310,8 +317,9 @@ def structured(count, levels=2, seed=0):
     [
         {"decoder_layers": 0},
         {"decoder_layers": 0, "flow_steps": 0, "likelihood": "categorical", "likelihood_options": {"levels": 17}},
+        {"decoder_layers": 0, "latent_maps": 1, "encoder_widths": [4, 4], "prior_options": {"channels": 4}},
     ],
-    ids=["binary, flow", "17 levels, standard normal"],
+    ids=["binary, flow", "17 levels, standard normal", "binary, map flow"],
 )
 def test_length_is_the_bound(tiny_vlae, options):
     model = tiny_vlae(SHAPE, **{"flow_order": "same", **options})
@@ -525,6 +533,25 @@ def test_symbols_are_pushed_in_the_order_of_the_decoder(model):
     assert visited == order.tolist()
 
 
+@pytest.mark.parametrize("options", [{"prior_options": {"channels": 3}}, {"flow_steps": 0}, {"prior": "mixture"}])
+def test_latents_are_pushed_in_the_order_of_the_prior(tiny_vlae, options):
+    model = tiny_vlae(SHAPE, latent_maps=2, flow_order="same", **options)
+    shape, visited = model.latent_shape, []
+    assert shape == (2, 4, 4)
+    numbers = torch.arange(32).view(1, *shape)
+
+    def visit(sites, conditional):
+        visited.extend(numbers[sites.index].flatten().tolist())
+        return torch.zeros(conditional.batch_shape, dtype=torch.float64)
+
+    model.prior().scan(visit, 1)
+    assert visited == ModelCoder(model).latent_order.tolist()
+    assert sorted(visited) == list(range(32))
+    assert (visited == sorted(visited)) == ("prior_options" not in options), (
+        "only the wavefront of the flow has an order of its own"
+    )
+
+
 def test_empty_stacks_are_never_popped_for_bits(model, monkeypatch):
     """No z is popped from a stack that may run dry: its "random" bits would not be random."""
     least = []
@@ -545,7 +572,14 @@ def test_numpy_coder_is_the_default(model):
     assert isinstance(make_coder(BitsBack(model).kind, 1), NumpyCoder)
 
 
-def test_models_need_a_latent_vector(model):
-    model.latent_shape = (3, 2, 2)
-    with pytest.raises(VlaeError, match="vector"):
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (LadderVAE(SHAPE, latent_dims=[3, 2], widths=[4]), "one latent code"),
+        (VQVAE(SHAPE, codes=4, widths=[4]), "Gaussian posterior"),
+        (DenoisingAutoencoder(SHAPE), "Gaussian posterior"),
+    ],
+)
+def test_models_of_other_kinds_are_refused(model, message):
+    with pytest.raises(VlaeError, match=message):
         BitsBack(model)

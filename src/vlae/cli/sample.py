@@ -23,6 +23,7 @@ from vlae.errors import VlaeError, require_positive
 from vlae.training.configuration import parse
 
 SETS = ("base", "plus", "minus")
+LABELLED = 100  # images of a label
 DRAWS = 4  # images of each code of latent arithmetic
 SHOWN = 8  # images of a set in the picture of latent arithmetic
 
@@ -63,7 +64,9 @@ def sample_arithmetic(words: list[str]) -> int:
     for name in SETS:
         parser.add_argument(f"--{name}", type=list[int], default=[], help="numbers of images")
         parser.add_argument(f"--{name}_label", type=int | None, default=None, help="or images of this label")
-    parser.add_argument("--label_images", type=int, default=100, help="the first so many images of a label")
+    parser.add_argument(
+        "--label_images", type=int | None, default=None, help=f"the first so many images of a label, else {LABELLED}"
+    )
     parser.add_argument(
         "--draws", type=int | None, default=None, help=f"images of each code, where pixels are drawn; else {DRAWS}"
     )
@@ -79,8 +82,11 @@ def sample_arithmetic(words: list[str]) -> int:
     from vlae.sampling.decoding import require_autoregressive, require_continuous
 
     count = DRAWS if settings.draws is None else settings.draws
-    for name, value in {"draws": count, "label_images": settings.label_images}.items():
+    labelled = LABELLED if settings.label_images is None else settings.label_images
+    for name, value in {"draws": count, "label_images": labelled}.items():
         require_positive(name, value)
+    if settings.label_images is not None and all(settings[f"{name}_label"] is None for name in SETS):
+        raise VlaeError("--label_images is of sets that are chosen by a label: give --base_label, or leave it out")
     if settings.greedy and settings.draws is not None:
         raise VlaeError("give --draws or --greedy, not both: the greedy image of a code is one and the same")
     model, directory = choose_model(settings)
@@ -90,7 +96,7 @@ def sample_arithmetic(words: list[str]) -> int:
         if settings[name]:
             require_autoregressive(model, f"--{name}")
     data = choose_data(settings, model)
-    rows = {name: _rows_of(settings, name, data) for name in SETS}
+    rows = {name: _rows_of(settings, name, data, labelled) for name in SETS}
     chosen = {name: choose_images(data, model, numbers) for name, numbers in rows.items()}
     images, contexts = ([pair[k] for pair in chosen.values()] for k in (0, 1))
     codes = [mean_code(model, x, own) for x, own in zip(images, contexts, strict=True)]
@@ -110,7 +116,7 @@ def sample_arithmetic(words: list[str]) -> int:
     return 0
 
 
-def _rows_of(settings: Any, name: str, data: Any) -> list[int]:
+def _rows_of(settings: Any, name: str, data: Any, labelled: int) -> list[int]:
     """The numbers of the images of one set."""
     label = settings[f"{name}_label"]
     if (label is None) == (not settings[name]):
@@ -118,7 +124,7 @@ def _rows_of(settings: Any, name: str, data: Any) -> list[int]:
             f"give --{name} or --{name}_label, one of the two: --{name} 0 1 takes images by number, "
             f"--{name}_label 7 those of a label"
         )
-    return list(settings[name]) if label is None else images_of_label(data, label, settings.label_images)
+    return list(settings[name]) if label is None else images_of_label(data, label, labelled)
 
 
 def _name_of(settings: Any, name: str) -> str:

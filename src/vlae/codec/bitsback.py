@@ -32,6 +32,7 @@ from vlae.distributions.latent import Prior
 from vlae.distributions.likelihoods import Factorised
 from vlae.distributions.mixtures import NormalMixture
 from vlae.distributions.posteriors import DiagonalGaussian
+from vlae.distributions.scan import Dimensions, Pixels
 from vlae.errors import VlaeError
 from vlae.models.base import LatentVariableModel
 
@@ -89,10 +90,11 @@ def repeated(table: Int, lanes: int, count: int = 1) -> Int:
 def normals_of(conditional: Distribution) -> rounding.Parameters:
     """The parameters of normals, or of mixtures of K, in double precision, each [lanes, D, K]."""
     if isinstance(conditional, Normal):
-        return conditional.loc[..., None].cpu().numpy(), conditional.scale.log()[..., None].cpu().numpy(), None
+        one = conditional.loc.flatten(1)[..., None], conditional.scale.log().flatten(1)[..., None]
+        return one[0].cpu().numpy(), one[1].cpu().numpy(), None
     if isinstance(conditional, NormalMixture):
         parameters = conditional.means, conditional.log_scales, conditional.log_weights
-        mean, scale, log_weights = (each.cpu().numpy() for each in parameters)
+        mean, scale, log_weights = (each.flatten(1, -2).cpu().numpy() for each in parameters)
         return mean, scale, log_weights
     raise VlaeError(
         f"the codec codes z_i given z_<i where that is normal, or a mixture; got {type(conditional).__name__}"
@@ -102,11 +104,11 @@ def normals_of(conditional: Distribution) -> rounding.Parameters:
 class ModelCoder:
     """Pushes and pops images and latents of a model, in float64, on lanes of a `Coder`.
 
-    Arrays of levels are uint8 [lanes, C, H, W], latents are bins [lanes, D]. `active` lanes alone are coded; the
-    networks run over all of them.
+    Arrays of levels are uint8 [lanes, C, H, W], latents are bins [lanes, D], those of maps in the order of memory.
+    `active` lanes alone are coded; the networks run over all of them.
 
     Raises:
-        VlaeError: a model that can't be coded: a density, a latent that is not a vector, a prior without conditionals.
+        VlaeError: a model that can't be coded: a density, a hierarchy of codes, a prior without conditionals.
     """
 
     def __init__(self, model: LatentVariableModel):
@@ -124,19 +126,21 @@ class ModelCoder:
             raise VlaeError("the codec can't code a logistic mixture with channel_means: train without")
         if model.condition is not None:
             raise VlaeError("the codec does not code under a conditional model, whose context the file does not hold")
-        if len(model.latent_shape) != 1 or isinstance(model.latent_shape[0], tuple):
-            raise VlaeError(f"the codec needs a latent vector; this model's z has shape {list(model.latent_shape)}")
+        if any(isinstance(size, tuple) for size in model.latent_shape):
+            raise VlaeError(
+                f"the codec needs one latent code; this model has {len(model.latent_shape)}, one above the other"
+            )
         self.model = copy.deepcopy(model).double().eval()
         self.levels: int = model.likelihood.levels
-        self.shape, self.dimensions = tuple(model.image_shape), model.latent_shape[0]
+        self.shape, self.latent_shape = tuple(model.image_shape), tuple(model.latent_shape)
+        self.dimensions = math.prod(self.latent_shape)
         self.device = next(self.model.parameters(), torch.empty(0)).device
         with torch.no_grad():
             q = self.model.encode(self.images(np.zeros((1, *self.shape), np.uint8)))
             if not isinstance(q, DiagonalGaussian):
                 raise VlaeError(f"the codec needs a Gaussian posterior; this model's is a {type(q).__name__}")
             self.prior: Prior = self.model.prior()
-            nothing = torch.zeros(1, self.dimensions, dtype=torch.float64, device=self.device)
-            mean, _, _ = normals_of(self.prior.conditionals(nothing))
+            mean, _, _ = self.conditionals(self._no_latents())
         self.components = mean.shape[-1]
 
     # -- between arrays and tensors -----------------------------------------------------------------------------------
@@ -146,8 +150,11 @@ class ModelCoder:
         return torch.from_numpy(levels.astype(np.float64) / (self.levels - 1)).to(self.device)
 
     def latents(self, bins: Bins, z: Int) -> Tensor:
-        """Bins as latents."""
-        return torch.from_numpy(bins.values(z)).to(self.device)
+        """Bins as latents, [lanes, *latent_shape]."""
+        return torch.from_numpy(bins.values(z)).to(self.device).unflatten(1, self.latent_shape)
+
+    def _no_latents(self) -> Tensor:
+        return torch.zeros(1, *self.latent_shape, dtype=torch.float64, device=self.device)
 
     def lanes_at_once(self) -> int:
         """How many lanes fit in memory: the largest tables are those of all sub-pixels of a batch, or all latents."""
@@ -160,11 +167,12 @@ class ModelCoder:
     def posterior(self, levels: Levels) -> tuple[Float, Float]:
         """Means and log standard deviations of q(z|x), [lanes, D]."""
         parts = [self.model.encode(self.images(levels[i : i + 256])) for i in range(0, len(levels), 256)]
-        return torch.cat([q.mean for q in parts]).cpu().numpy(), torch.cat([q.log_stddev for q in parts]).cpu().numpy()
+        mean, log_stddev = torch.cat([q.mean for q in parts]), torch.cat([q.log_stddev for q in parts])
+        return mean.flatten(1).cpu().numpy(), log_stddev.flatten(1).cpu().numpy()
 
     @torch.no_grad()
     def conditionals(self, z: Tensor) -> rounding.Parameters:
-        """Means, log standard deviations and weights of p(z_i | z_<i), [lanes, D, K]."""
+        """Means, log standard deviations and weights of p(z_i | z_<i), each [lanes, D, K]; z is [lanes, *shape]."""
         return normals_of(self.prior.conditionals(z))
 
     @torch.no_grad()
@@ -180,10 +188,24 @@ class ModelCoder:
         channels, height, width = self.shape
         numbers = torch.arange(channels * height * width).view(channels, height, width)
         with torch.no_grad():
-            p = self.model.decode(torch.zeros(1, self.dimensions, dtype=torch.float64, device=self.device))
+            p = self.model.decode(self._no_latents())
         if isinstance(p, Factorised):
             return numbers.flatten().numpy()
         return torch.cat([values.flatten() for values in p.schedule().arrange(numbers)]).numpy()
+
+    @cached_property
+    def latent_order(self) -> Int:
+        """The positions of z's values in the order of memory, in the order in which the prior's scan meets them."""
+        numbers = torch.arange(self.dimensions).view(1, *self.latent_shape)
+        met = [np.zeros(0, np.int64)]
+
+        def visit(sites: Dimensions | Pixels, conditional: Distribution) -> Tensor:
+            here = numbers[:, sites.index] if isinstance(sites, Dimensions) else numbers[sites.index]
+            met.append(here.flatten().numpy())
+            return self._no_latents().new_zeros(here.shape)
+
+        self.prior.scan(visit, 1)
+        return np.concatenate(met)
 
     # -- latents ------------------------------------------------------------------------------------------------------
 
@@ -214,12 +236,12 @@ class ModelCoder:
         shifts = rounding.shifts_of(parameters)
         normal = Normals.of(parameters, shifts)
         first, second = np.divmod(z, rounding.DIGIT)
-        digits = np.stack([first, second], -1).reshape(len(z), -1)
-        tables = np.stack([bins.first(normal, least=1), bins.second(first, normal, least=1)], 2)
-        return digits, tables.reshape(len(z), -1, rounding.DIGIT), shifts
+        digits = np.stack([first, second], -1)[:, self.latent_order]
+        tables = np.stack([bins.first(normal, least=1), bins.second(first, normal, least=1)], 2)[:, self.latent_order]
+        return digits.reshape(len(z), -1), tables.reshape(len(z), -1, rounding.DIGIT), shifts
 
     def pop_prior(self, coder: Coder, bins: Bins, shifts: Int, active: Bool) -> Int:
-        """z from the prior, one dimension after the other: bins [lanes, D]."""
+        """z from the prior, in the order of its scan: bins [lanes, D]."""
         lanes = coder.lanes
         popped = [np.zeros((lanes, 0), np.int64)]  # a z of no dimensions is popped too
 
@@ -230,10 +252,13 @@ class ModelCoder:
                 here = normal[i : i + 1]
                 first = coder.pop(bins.first(here, least=1), active)
                 popped.append(first * rounding.DIGIT + coder.pop(bins.second(first, here, least=1), active))
-            return self.latents(bins, np.concatenate([*popped[:1], *popped[start:]], 1))
+            values = bins.values(np.concatenate([*popped[:1], *popped[start:]], 1))
+            return torch.from_numpy(values).to(self.device)
 
         self.prior.scan(visit, lanes)
-        return np.concatenate(popped, 1)
+        z = np.zeros((lanes, self.dimensions), np.int64)
+        z[:, self.latent_order] = np.concatenate(popped, 1)
+        return z
 
     # -- pixels -------------------------------------------------------------------------------------------------------
 
@@ -267,7 +292,7 @@ class BitsBack:
     """Encodes and decodes blocks of images, all blocks at once.
 
     Args:
-        model: with a discrete likelihood, a vector z and a prior with conditionals.
+        model: with a discrete likelihood and a prior with conditionals.
         coder: "auto", "numpy" or "constriction": the bytes are the same.
     """
 

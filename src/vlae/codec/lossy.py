@@ -36,7 +36,7 @@ class Lossy:
     """Encodes the latents of blocks of images, all blocks at once: z = the posterior's mean, rounded to bins.
 
     Args:
-        model: with a vector z and a prior with conditionals.
+        model: with a z and a prior with conditionals.
         step: width of the bins; about a posterior's standard deviation keeps what the model itself knows of z.
         coder: "auto", "numpy" or "constriction": the bytes are the same.
     """
@@ -44,9 +44,9 @@ class Lossy:
     def __init__(self, model: LatentVariableModel, step: float, coder: CoderKind = "auto"):
         if not 1e-30 <= step <= 1e30:  # beyond, numbers overflow
             raise VlaeError(f"the step of lossy coding, the width of the bins of z, must be positive; got {step}")
-        if not model.latent_shape[0]:
-            raise VlaeError("lossy coding keeps z alone, and this model has none")
         self.model, self.bins, self.kind = ModelCoder(model), Bins(float(step)), coder
+        if not self.model.dimensions:
+            raise VlaeError("lossy coding keeps z alone, and this model has none")
 
     def quantise(self, levels: Levels) -> Int:
         """The bins of z of images uint8 [n, C, H, W], [n, D]."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, constraints
 
-from vlae.distributions.scan import Dimensions, Visit
+from vlae.distributions.scan import Dimensions, Pixels, Visit
 from vlae.errors import VlaeError
+
+Index = tuple[Any, ...]  # of some values of z [B, *shape]
 
 
 class Prior(Distribution):
@@ -58,19 +60,25 @@ class Prior(Distribution):
 
     @torch.no_grad()
     def scan(self, visit: Visit, count: int) -> Tensor:
-        """One dimension at a time: [count, D] made of what `visit(sites, conditional)` returns."""
-        if len(self.event_shape) != 1:
-            raise VlaeError(f"{type(self).__name__} is scanned over vectors only; z has shape {list(self.event_shape)}")
+        """One value at a time, in the order of memory: [count, *shape] of what `visit(sites, conditional)` returns."""
         z = self.like.new_zeros(count, *self.event_shape)
-        for i in range(z.shape[-1]):
-            site = slice(i, i + 1)
-            z[:, site] = visit(Dimensions(torch.tensor([i])), self._at(self.conditionals(z), site))
+        for number in range(self.event_shape.numel()):
+            sites, index = self._site(number)
+            z[index] = visit(sites, self._at(self.conditionals(z), index))
         return z
 
-    def _at(self, every: Distribution, site: slice) -> Distribution:
-        """Some of the conditionals, [..., sites]."""
+    def _site(self, number: int) -> tuple[Dimensions | Pixels, Index]:
+        """A value's site, by its number in the order of memory, and what indexes z [B, *shape] there: [B, 1]."""
+        if len(self.event_shape) == 1:
+            return Dimensions(torch.tensor([number])), (slice(None), slice(number, number + 1))
+        channel, row, column = (int(i) for i in torch.unravel_index(torch.tensor(number), self.event_shape))
+        pixels = Pixels(number, channel, torch.tensor([row]), torch.tensor([column]))
+        return pixels, pixels.index
+
+    def _at(self, every: Distribution, index: Index) -> Distribution:
+        """Some of the conditionals [B, *shape], [B, n]."""
         assert isinstance(every, Normal)
-        return Normal(every.loc[..., site], every.scale[..., site], validate_args=False)
+        return Normal(every.loc[index], every.scale[index], validate_args=False)
 
 
 class PriorModule(nn.Module):

@@ -163,8 +163,8 @@ class MapFlow(Prior):
     def _require_one_order(self) -> None:
         if any(step.flipped for step in self.steps):
             raise VlaeError(
-                "this map flow reverses its order between steps, so a value given those before it has no closed form: "
-                "build it with order='same' to scan it; sample() works for both"
+                "this map flow reverses its order between steps, so z_i given z_<i has no closed form: "
+                "train one with flow_order='same' (--model.flow_order same) to scan and code it; sample() takes both"
             )
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vlae import processes
 from vlae.distributions.bounded import soft_bounded_log
-from vlae.distributions.latent import Prior, PriorModule
+from vlae.distributions.latent import Index, Prior, PriorModule
 from vlae.distributions.normal import log_normal
 from vlae.distributions.scan import Dimensions
 from vlae.errors import VlaeError, require_positive
@@ -74,9 +74,9 @@ class NormalMixture(MixtureSameFamily):
         mean, log_scale = (each.gather(-1, component).squeeze(-1) for each in (self.means, self.log_scales))
         return mean + temperature * log_scale.exp() * noise
 
-    def at(self, site: slice) -> NormalMixture:
-        """The mixtures of some elements of the last batch dimension."""
-        return NormalMixture(*(each[..., site, :] for each in (self.log_weights, self.means, self.log_scales)))
+    def at(self, index: Index) -> NormalMixture:
+        """The mixtures of some elements."""
+        return NormalMixture(*(each[index] for each in (self.log_weights, self.means, self.log_scales)))
 
 
 class ChainOfMixtures(Prior):
@@ -103,9 +103,9 @@ class ChainOfMixtures(Prior):
         z = self.scan(lambda sites, conditional: conditional.from_noise(flat[:, sites.index]), len(flat))
         return z.view(noise.shape)
 
-    def _at(self, every: Distribution, site: slice) -> NormalMixture:
+    def _at(self, every: Distribution, index: Index) -> NormalMixture:
         assert isinstance(every, NormalMixture)
-        return every.at(site)
+        return every.at(index)
 
 
 class GaussianMixture(ChainOfMixtures):
