@@ -74,7 +74,7 @@ def test_to_resume_the_saved_model_is_not_needed_and_not_taken_again(tmp_path):
     ("other", "words"),
     [
         (lambda: a_model(2, channels=8), "another channels"),
-        (lambda: a_model(2, latent_dim=3, flow_steps=1), "another latent_dim, flow_steps"),
+        (lambda: a_model(2, latent_dim=3, flow_steps=1), "another latent_dim; .* prior, .* may differ"),
         (lambda: VAE((1, 8, 8), latent_dim=4), "is a VAE, not a VLAE"),
     ],
 )
@@ -184,3 +184,40 @@ def test_dropout_may_be_another_since_it_is_of_the_training(tmp_path):
     bounds = [m.eval().elbo(x, generator=torch.Generator().manual_seed(0)).elbo for m in (source, started)]
     torch.testing.assert_close(*bounds)
     take_weights(a_model(3), str(a_model(4, dropout=0.3).save_pretrained(tmp_path / "dropping")))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"flow_order": "same"},
+        {"flow_steps": 0},
+        {"flow_steps": 3, "flow_hidden": (5,), "flow_affine": False},
+        {"prior": "mixture", "prior_options": {"components": 3}},
+        {"prior": "autoregressive_mixture", "decoder_layers": 4},
+    ],
+    ids=lambda other: " ".join(other),
+)
+def test_another_prior_begins_anew_beside_the_saved_weights(other, tmp_path):
+    source, started = a_model(2), a_model(1, **other)
+    anew = {name: weights.clone() for name, weights in started.prior_module.state_dict().items()}
+    take_weights(started, str(source.save_pretrained(tmp_path / "source")))
+    for name, weights in started.prior_module.state_dict().items():
+        assert torch.equal(weights, anew[name]), "its masks too are those of its own order"
+    x = torch.rand(3, 1, 8, 8).round()
+    bounds = [m.eval().elbo(x, analytic=False, generator=torch.Generator().manual_seed(0)) for m in (source, started)]
+    torch.testing.assert_close(bounds[0].distortion, bounds[1].distortion)
+    z = source.encode(x).mean
+    torch.testing.assert_close(z, started.encode(x).mean)
+    difference = source.prior().log_prob(z) - started.prior().log_prob(z)
+    assert difference.abs().max() > 1e-3
+
+
+def test_an_order_of_its_own_can_be_scanned_after_the_start(tmp_path):
+    """The saved masks would let a dimension see later ones."""
+    saved = str(a_model(2, latent_dim=4).save_pretrained(tmp_path / "source"))
+    started = a_model(1, latent_dim=4, flow_order="same")
+    take_weights(started, saved)
+    z = torch.randn(2, 4)
+    seen = torch.autograd.functional.jacobian(started.prior().noise_of, z[:1])[0, :, 0]
+    assert torch.equal(seen.triu(1), torch.zeros(4, 4))
+    started.prior().scan(lambda sites, conditional: z[:, sites.index], 2)

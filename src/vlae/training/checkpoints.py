@@ -229,25 +229,34 @@ def best_of(run: Path) -> Path:
     return best
 
 
+PRIOR = ("prior", "prior_options", "flow_steps", "flow_hidden", "flow_affine", "flow_order")  # arguments of a prior
+
+
 def take_weights(model: LatentVariableModel, start_from: str) -> None:
     """Gives a new model the weights of a saved one, to be trained further: fine-tuning, or a longer training.
 
-    A gated PixelCNN may have more layers than the saved one: the model computes what that does, to begin with.
+    A gated PixelCNN may have more layers than the saved one: the model computes what that does, to begin with. A prior
+    of another kind, size or order begins anew, beside the saved model's posterior and decoder.
 
     Args:
         model: the new one, changed in place.
-        start_from: what names one of the same class and arguments but `dropout`, see `load_any`.
+        start_from: what names one of the same class and arguments but `dropout` and those of the prior, see `load_any`.
 
     Raises:
         VlaeError: there is none, or it is another model.
     """
     source = load_any(start_from)
-    advice = "a training starts from weights of the very model that its configuration names"
+    advice = (
+        "a training starts from weights of the very model that its configuration names: "
+        "its prior, its dropout and how many gated layers it has may differ, no more"
+    )
     was, now = type(source).__name__, type(model).__name__
     if was != now:
         raise VlaeError(f"start_from: {start_from} is a {was}, not a {now}; {advice}")
     # Built anew, it has arguments that are new since. Dropout is of the training.
-    different = [name for name in differences(build(was, source.config), model) if name != "dropout"]
+    every = [name for name in differences(build(was, source.config), model) if name != "dropout"]
+    different = [name for name in every if name not in PRIOR]
+    own = {"prior_module."} if len(different) < len(every) else set()  # what is not taken
     deep, shallow = (getattr(getattr(each, "decoder", None), "pixels", None) for each in (model, source))
     if different == ["decoder_layers"] and isinstance(deep, GatedPixelCNN) and isinstance(shallow, GatedPixelCNN):
         if len(deep.layers) < len(shallow.layers):
@@ -256,9 +265,8 @@ def take_weights(model: LatentVariableModel, start_from: str) -> None:
                 f"got {len(deep.layers)}"
             )
         deep.deepen(shallow)
-        others = {k: v for k, v in source.state_dict().items() if not k.startswith("decoder.pixels.")}
-        model.load_state_dict({**model.state_dict(), **others})
-        return
-    if different:
+        own.add("decoder.pixels.")
+    elif different:
         raise VlaeError(f"start_from: {start_from} has another {', '.join(different)}; {advice}")
-    model.load_state_dict(source.state_dict())
+    taken = {name: weights for name, weights in source.state_dict().items() if not name.startswith(tuple(own))}
+    model.load_state_dict({**model.state_dict(), **taken} if own else taken)

@@ -184,8 +184,8 @@ def train(
         config: the whole configuration as YAML, kept in the run.
         seed: of the data's order, and of all noise in training.
         resume: go on from `ckpts/last.ckpt`, bit for bit as if there had been no stop.
-        start_from: a saved model of the same class and arguments, whose weights the new one begins with; the optimiser,
-            its schedule and the averages begin anew. None initialises from the data.
+        start_from: a saved model whose weights the new one begins with (`take_weights` says what may differ); the
+            optimiser, its schedule and the averages begin anew. None initialises from the data.
         overwrite: replace a run that is there; else it is refused, unless it is resumed.
 
     Several processes (`trainer.devices`, or torchrun) all call this; the first one alone writes.
