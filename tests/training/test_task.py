@@ -53,6 +53,33 @@ def test_learning_rate_schedule():
     assert OptimizerSettings(schedule="constant").factor(1000, 10) == 1.0
 
 
+def test_frozen_parts_stay_and_the_others_learn():
+    torch.manual_seed(0)
+    model = VAE((1, 4, 4), latent_dim=2, architecture="mlp", widths=[8], flow_steps=1, flow_hidden=[4])
+    before = {name: weights.clone() for name, weights in model.state_dict().items()}
+    task = Task(model, ELBO(), OptimizerSettings("adamw", lr=1e-2, weight_decay=0.1, frozen=["encoder", "decoder"]))
+    fit(task)
+    for name, weights in model.state_dict().items():
+        if name.startswith(("encoder.", "decoder.")):
+            assert torch.equal(weights, before[name]), name
+    moved = [name for name, weights in model.named_parameters() if not torch.equal(weights, before[name])]
+    assert moved == [name for name, _ in model.named_parameters() if name.startswith("prior_module.")]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [
+        (["encoder", "decodr"], "encoder, decoder; got decodr"),
+        (["encoder", "decoder"], "all parts"),
+        (["prior_module"], "got prior_module"),  # a standard normal has no parameters
+    ],
+)
+def test_frozen_parts_are_of_the_model_and_not_all_of_it(frozen, message):
+    model = VAE((1, 4, 4), latent_dim=2, architecture="mlp", widths=[8])
+    with pytest.raises(VlaeError, match=message):
+        Task(model, ELBO(), OptimizerSettings(frozen=frozen))
+
+
 @pytest.mark.parametrize("options", [{"name": "sgdx"}, {"schedule": "step"}, {"lr": 0.0}, {"lr": math.nan}])
 def test_bad_optimizer_settings(options):
     with pytest.raises(VlaeError, match="optimizer"):

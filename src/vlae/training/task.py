@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,8 @@ class OptimizerSettings:
         patience: epochs, for "plateau".
         weight_decay: of the optimiser.
         betas: of the optimiser.
+        frozen: parts of the model that stay as they are, such as encoder and decoder while a new prior is learned.
+            Running statistics and dropout, where a part has them, are those of any training.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class OptimizerSettings:
         patience: int = 5,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
+        frozen: Sequence[str] = (),
     ):
         kinds: dict[str, Callable[..., Optimizer]] = {
             "adam": torch.optim.Adam,
@@ -70,8 +73,18 @@ class OptimizerSettings:
             raise VlaeError(f"optimizer.final_lr is a fraction of optimizer.lr, from 0 to 1; got {final_lr}")
         self.name, self.lr, self.schedule, self.patience = name, lr, schedule, patience
         self.warmup_steps, self.final_lr = warmup_steps, final_lr
-        self.weight_decay, self.betas = weight_decay, tuple(betas)
+        self.weight_decay, self.betas, self.frozen = weight_decay, tuple(betas), tuple(frozen)
         self.make = partial(kinds[name], lr=lr, weight_decay=weight_decay, betas=tuple(betas), foreach=True)
+
+    def freeze(self, model: nn.Module) -> None:
+        """Takes the parts of a model that are `frozen` out of its training; the others are trained."""
+        parts = {name: part for name, part in model.named_children() if any(True for _ in part.parameters())}
+        if unknown := [name for name in self.frozen if name not in parts]:
+            raise VlaeError(f"optimizer.frozen names parts of the model, {', '.join(parts)}; got {', '.join(unknown)}")
+        if parts and not set(parts) - set(self.frozen):
+            raise VlaeError("optimizer.frozen names all parts of the model: leave out what is to be trained")
+        for name in self.frozen:
+            parts[name].requires_grad_(False)
 
     def factor(self, step: int, total: int) -> float:
         """The learning rate at a step of `total`, as a fraction of `lr`."""
@@ -139,6 +152,8 @@ class Task(pl.LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
+        if optimizer.frozen:
+            optimizer.freeze(model)
         objective.prepare(model)
         self.model, self.objective, self.settings = model, objective, optimizer
         self.seed, self.gradient_clip = seed, gradient_clip
