@@ -158,7 +158,7 @@ def test_the_file_is_really_written(models):
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("reversed", "flow_order"), ("labels", "conditional"), ("ladder", "latent vector"), ("colour", "density")],
+    [("reversed", "flow_order"), ("labels", "conditional"), ("ladder", "one latent code"), ("colour", "density")],
 )
 def test_what_can_not_be_coded_says_why(models, name, why):
     model = models[name]
