@@ -1,6 +1,6 @@
 """The lower half of digits, given the upper: a VLAE beside a PixelCNN without a latent code.
 
-    python benchmarks/completion.py --model mnist-codec --baseline outputs/mnist-pixelcnn --plot completion.png
+    python benchmarks/completion.py --model mnist-codec --baseline mnist-pixelcnn --plot completion.png
 
 The upper half determines most digits, but what a PixelCNN knows of it is what its window sees. A classifier says which
 digit came out, and whether it is the true one; the originals are its ceiling, a blank lower half its floor.
