@@ -420,6 +420,7 @@ def test_too_little_memory_is_one_line(capsys, monkeypatch):
     errors = [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nGPU 0 has"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+        MemoryError("Unable to allocate 2.03 GiB for an array"),  # NumPy's, of the codec's tables
     ]
 
     def fails(words):

@@ -11,6 +11,7 @@ from vlae import VlaeError
 from vlae.codec import compress, decompress, lossy
 from vlae.codec.container import Container
 from vlae.codec.lossy import SAMPLES_OF_MEAN, Lossy, step_for
+from vlae.models import VAE
 
 SHAPE = (1, 8, 7)
 COLOUR = {
@@ -227,3 +228,26 @@ def test_latents_that_are_no_numbers_are_not_blamed_on_the_step(binary):
     with pytest.raises(VlaeError, match="out of the codec's range") as error:
         compress(binary, levels_of(binary, 3), lossy_step=0.5)
     assert "larger" not in str(error.value)
+
+
+def test_no_more_lanes_than_fit_into_memory(monkeypatch):
+    """Maps of mixtures have large tables: blocks, and the images whose rate is searched for, go in parts."""
+    torch.manual_seed(0)
+    options = {"architecture": "conv", "widths": [4], "latent_maps": 2}
+    model = VAE((1, 8, 8), prior="mixture", prior_options={"components": 3}, **options).eval()
+    coder, seen = Lossy(model, 0.5), []
+    levels = levels_of(model, 21)
+    blocks, seeds = split(levels, [3, 2, 2, 3, 2, 2, 3, 2, 2]), list(range(9))
+    bits, whole = coder.bits(levels), coder.encode(blocks, seeds)
+    tables, pop = coder.model.prior_tables, coder.model.pop_prior
+    monkeypatch.setattr(coder.model, "lanes_at_once", lambda: 4)
+    monkeypatch.setattr(coder.model, "prior_tables", lambda z, bins: (seen.append(len(z)), tables(z, bins))[1])
+    monkeypatch.setattr(
+        coder.model, "pop_prior", lambda c, b, shifts, a: (seen.append(len(a)), pop(c, b, shifts, a))[1]
+    )
+    np.testing.assert_array_equal(coder.bits(levels), bits)
+    assert coder.encode(blocks, seeds) == whole
+    found = coder.decode(whole, [len(block) for block in blocks], seeds)
+    for block, z in zip(blocks, found, strict=True):
+        np.testing.assert_array_equal(z, coder.quantise(block))
+    assert max(seen) == 4

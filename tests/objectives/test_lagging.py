@@ -5,11 +5,17 @@ import torch
 from vlae import VlaeError
 from vlae.models import PixelCNN
 from vlae.objectives import ELBO, LaggingInference
+from vlae.training.task import OptimizerSettings, Task
 
 
 def names(model, parameters):
     wanted = set(map(id, parameters))
     return {name for name, p in model.named_parameters() if id(p) in wanted}
+
+
+def test_an_encoder_that_is_frozen_can_not_lag(tiny_vae):
+    with pytest.raises(VlaeError, match="inference network is frozen"):
+        Task(tiny_vae(flow_steps=1), LaggingInference(), OptimizerSettings(frozen=["encoder"]))
 
 
 def test_schedule(tiny_vae):

@@ -1,5 +1,6 @@
 """A training that starts from a saved model begins with its weights, and with those of no other model."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from vlae import VlaeError, cli
-from vlae.models import VAE, VLAE, load
+from vlae.models import VAE, VLAE, VQVAE, load
 from vlae.objectives import ELBO
 from vlae.training import run
 from vlae.training.checkpoints import take_weights
@@ -22,11 +23,11 @@ def a_model(seed: int, **changes) -> VLAE:
     return VLAE((1, 8, 8), **{"decoder_layers": 1, **SMALL, **changes})
 
 
-def train(directory: Path, start_from, model=None, lr=STILL, epochs=1, **options):
+def train(directory: Path, start_from, model=None, lr=STILL, epochs=1, frozen=(), **options):
     return run.train(
         model or a_model(1),
         ELBO(),
-        OptimizerSettings(lr=lr, schedule="constant"),
+        OptimizerSettings(lr=lr, schedule="constant", frozen=frozen),
         run.DataSettings("digits", binarize="dynamic", batch_size=400),
         run.TrainerSettings(epochs, precision="32-true", accelerator="cpu", progress_bar=False),
         directory,
@@ -221,3 +222,44 @@ def test_an_order_of_its_own_can_be_scanned_after_the_start(tmp_path):
     seen = torch.autograd.functional.jacobian(started.prior().noise_of, z[:1])[0, :, 0]
     assert torch.equal(seen.triu(1), torch.zeros(4, 4))
     started.prior().scan(lambda sites, conditional: z[:, sites.index], 2)
+
+
+def test_a_new_vamp_prior_begins_at_images(tmp_path):
+    torch.manual_seed(0)
+    options = {"latent_dim": 3, "architecture": "mlp", "widths": [8]}
+    saved = VAE((1, 8, 8), **options).save_pretrained(tmp_path / "source")
+    model = VAE((1, 8, 8), prior="vamp", prior_options={"components": 8}, **options)
+    train(tmp_path / "run", str(saved), model)
+    assert ((model.prior_module.pseudo_inputs - 0.5).abs() > 0.4).all(), "they are binary images, softened"
+
+
+def test_the_log_says_that_the_prior_begins_anew(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "vlae")
+    saved = str(a_model(1).save_pretrained(tmp_path / "source"))
+    for name, order in (("same", "reversed"), ("other", "same")):
+        train(tmp_path / name, saved, a_model(2, flow_order=order))
+        text = (tmp_path / name / "logs" / "train.log").read_text()
+        assert "from the weights of" in text
+        assert ("begins anew: another flow_order" in text) == (name == "other")
+
+
+def test_no_prior_may_differ_where_it_is_no_argument(tmp_path):
+    options = {"codes": 4, "widths": [4], "prior_channels": 4}
+    saved = VQVAE((1, 8, 8), **options).save_pretrained(tmp_path / "source")
+    with pytest.raises(VlaeError, match="another prior_layers") as error:
+        take_weights(VQVAE((1, 8, 8), prior_layers=1, **options), str(saved))
+    assert "its prior" not in str(error.value)
+
+
+@pytest.mark.parametrize("learning", ["ema", "gradient"])
+def test_a_frozen_codebook_stays(tmp_path, learning):
+    """Averages, revival and the first batch's start move none of it: the prior can be trained over fixed codes."""
+    torch.manual_seed(0)
+    options = {"codes": 16, "code_dim": 4, "widths": [4], "prior_channels": 4, "prior_layers": 1, "revival": 0.9}
+    options |= {"architecture": "resnet", "codebook": learning}
+    saved = train(tmp_path / "source", None, VQVAE((1, 8, 8), **options), lr=0.01)
+    parts = ["encoder", "decoder", "codebook"]
+    found = train(tmp_path / "run", str(saved), VQVAE((1, 8, 8), **options), lr=0.01, frozen=parts, epochs=3)
+    before, after = load(saved).state_dict(), load(found).state_dict()
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert moved and all(name.startswith("prior_network.") for name in moved)

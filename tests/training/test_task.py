@@ -72,12 +72,21 @@ def test_frozen_parts_stay_and_the_others_learn():
         (["encoder", "decodr"], "encoder, decoder; got decodr"),
         (["encoder", "decoder"], "all parts"),
         (["prior_module"], "got prior_module"),  # a standard normal has no parameters
+        ("encoder", r"a list of names, such as \[encoder\]"),
     ],
 )
 def test_frozen_parts_are_of_the_model_and_not_all_of_it(frozen, message):
     model = VAE((1, 4, 4), latent_dim=2, architecture="mlp", widths=[8])
     with pytest.raises(VlaeError, match=message):
         Task(model, ELBO(), OptimizerSettings(frozen=frozen))
+
+
+def test_what_one_training_froze_the_next_may_train():
+    model = VAE((1, 4, 4), latent_dim=2, architecture="mlp", widths=[8], flow_steps=1)
+    fit(Task(model, ELBO(), OptimizerSettings(lr=1e-2, frozen=["encoder", "decoder"])))
+    before = [weights.detach().clone() for weights in model.encoder.parameters()]
+    fit(Task(model, ELBO(), OptimizerSettings(lr=1e-2)))
+    assert before and not any(map(torch.equal, before, model.encoder.parameters()))
 
 
 @pytest.mark.parametrize("options", [{"name": "sgdx"}, {"schedule": "step"}, {"lr": 0.0}, {"lr": math.nan}])

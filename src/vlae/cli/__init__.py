@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return nobody_reads()
     except OSError as error:
         return fail(system_error(error))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if processes.ended_elsewhere(error):
             return fail("another process of this command has ended; a training run continues with --resume")
         if out_of_memory(error):
@@ -76,9 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail("interrupted; a training run continues with --resume", code=130)
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether a device has no more memory; of the CPU's PyTorch tells by the words alone."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def run(words: list[str]) -> int:

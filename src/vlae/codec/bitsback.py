@@ -301,7 +301,7 @@ class BitsBack:
 
     def encode(self, blocks: Sequence[Levels], seeds: Sequence[int]) -> list[bytes]:
         """Blocks of levels uint8 [n, C, H, W], n >= 1 each, to bytes; `seeds` go into their checksums."""
-        return self._by_lanes(self._encode, blocks, seeds)
+        return by_lanes(self.model, self._encode, blocks, seeds)
 
     def decode(self, contents: Sequence[bytes], sizes: Sequence[int], seeds: Sequence[int]) -> list[Levels]:
         """The blocks again.
@@ -314,12 +314,7 @@ class BitsBack:
         Raises:
             VlaeError: a block is damaged, or belongs to another model.
         """
-        return self._by_lanes(self._decode, contents, sizes, seeds)
-
-    def _by_lanes(self, function, *arguments):  # type: ignore[no-untyped-def]
-        size = self.model.lanes_at_once()
-        parts = (tuple(a[i : i + size] for a in arguments) for i in range(0, len(arguments[0]), size))
-        return [block for part in parts for block in function(*part)]
+        return by_lanes(self.model, self._decode, contents, sizes, seeds)
 
     # -- encoding -----------------------------------------------------------------------------------------------------
 
@@ -412,6 +407,13 @@ class BitsBack:
         x = self.model.pop_pixels(coder, self.model.latents(bins, z), pixel_shifts, active)
         levels[active] = x[active]
         return z, shifts
+
+
+def by_lanes(model: ModelCoder, function, *arguments):  # type: ignore[no-untyped-def]
+    """Calls a function of blocks with as many at once as fit into memory; `arguments` and results are one a block."""
+    size = model.lanes_at_once()
+    parts = (tuple(a[i : i + size] for a in arguments) for i in range(0, len(arguments[0]), size))
+    return [block for part in parts for block in function(*part)]
 
 
 def cost(symbols: Int, tables: Int) -> Float:

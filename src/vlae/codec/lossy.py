@@ -16,6 +16,7 @@ from vlae.codec.bitsback import (
     CoderKind,
     Levels,
     ModelCoder,
+    by_lanes,
     check_bottom,
     contents,
     cost,
@@ -64,6 +65,9 @@ class Lossy:
 
     def encode(self, blocks: Sequence[Levels], seeds: Sequence[int]) -> list[bytes]:
         """Blocks of levels uint8 [n, C, H, W], n >= 1 each, to bytes; `seeds` go into their checksums."""
+        return by_lanes(self.model, self._encode, blocks, seeds)
+
+    def _encode(self, blocks: Sequence[Levels], seeds: Sequence[int]) -> list[bytes]:
         lanes, sizes = len(blocks), np.array([len(block) for block in blocks])
         latents = [self.quantise(block) for block in blocks]
         coder = stacks(self.kind, list(map(checksum, latents, seeds)))
@@ -81,6 +85,9 @@ class Lossy:
         Raises:
             VlaeError: a block is damaged.
         """
+        return by_lanes(self.model, self._decode, contents, sizes, seeds)
+
+    def _decode(self, contents: Sequence[bytes], sizes: Sequence[int], seeds: Sequence[int]) -> list[Int]:
         lanes, counts = len(contents), np.array(sizes)
         coder = restacked(self.kind, contents)
         blocks = [np.zeros((size, self.model.dimensions), np.int64) for size in sizes]
@@ -124,7 +131,8 @@ def checksum(z: Int, seed: int) -> bytes:
 
 def bits_of(model: ModelCoder, z: Int, bins: Bins) -> Float:
     """What z [n, D] takes under the prior, in bits, [n]."""
-    parts = (model.prior_tables(z[i : i + 256], bins) for i in range(0, len(z), 256))
+    size = min(256, model.lanes_at_once())
+    parts = (model.prior_tables(z[i : i + size], bins) for i in range(0, len(z), size))
     return np.concatenate([cost(digits, tables) for digits, tables, _ in parts])
 
 

@@ -107,6 +107,9 @@ class LatentVariableModel(Savable):
     def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
         """Sets what depends on data from one batch of images x [B, C, H, W], before training; most need nothing."""
 
+    def initialise_prior(self, x: Tensor) -> None:
+        """The part of `initialise` that is the prior's, which may begin anew beside other weights that do not."""
+
     def elbo(
         self,
         x: Tensor,

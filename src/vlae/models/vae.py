@@ -114,6 +114,10 @@ class SingleLevelModel(LatentVariableModel):
         """Standardises attributes by one batch's; a VampPrior's pseudo-inputs start at its images."""
         if self.condition is not None and context is not None:
             self.condition.initialise(self.condition.check(context, len(x)))
+        self.initialise_prior(x)
+
+    def initialise_prior(self, x: Tensor) -> None:
+        """A VampPrior's pseudo-inputs start at images x [B, C, H, W]."""
         if isinstance(self.prior_module, VampPrior):
             self.prior_module.initialise(x)
 

@@ -194,7 +194,7 @@ class VQVAE(Textbook):
         """Images x [B, C, H, W] to codes, int64 [B, h, w], their vectors [B, h, w, code_dim] with straight-through
         gradients, and the penalty in nats, [B]. Moves the codebook where the model is trained."""
         features = self.features(x)
-        learning = self.training and torch.is_grad_enabled()
+        learning = self.training and torch.is_grad_enabled() and not self.codebook.still
         if learning and not self.codebook.started:
             self.codebook.start(whole(features.detach()))
         codes = self.codebook.nearest(features)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,13 @@ class Codebook(nn.Module):
         else:
             self.vectors = nn.Parameter(vectors)
         self.register_buffer("usage", torch.zeros(codes))
+
+    still = False  # whether training leaves the codes where they are
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As of any module; without gradients the codes stay where they are, averages and revival too."""
+        self.still = not requires_grad
+        return super().requires_grad_(requires_grad)
 
     def extra_repr(self) -> str:
         """For the model's repr."""

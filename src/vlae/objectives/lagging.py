@@ -46,6 +46,8 @@ class LaggingInference(ELBO):
         super().check(model)
         if not model.inference_parameters():
             raise VlaeError(f"a {type(model).__name__} has no inference network that could lag: train it by ELBO")
+        if not any(parameter.requires_grad for parameter in model.inference_parameters()):
+            raise VlaeError("the inference network is frozen, so that it can't be trained aggressively: train by ELBO")
 
     def prepare(self, model: LatentVariableModel) -> None:
         """Checks the model."""

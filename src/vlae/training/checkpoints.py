@@ -232,7 +232,7 @@ def best_of(run: Path) -> Path:
 PRIOR = ("prior", "prior_options", "flow_steps", "flow_hidden", "flow_affine", "flow_order")  # arguments of a prior
 
 
-def take_weights(model: LatentVariableModel, start_from: str) -> None:
+def take_weights(model: LatentVariableModel, start_from: str) -> list[str]:
     """Gives a new model the weights of a saved one, to be trained further: fine-tuning, or a longer training.
 
     A gated PixelCNN may have more layers than the saved one: the model computes what that does, to begin with. A prior
@@ -242,13 +242,17 @@ def take_weights(model: LatentVariableModel, start_from: str) -> None:
         model: the new one, changed in place.
         start_from: what names one of the same class and arguments but `dropout` and those of the prior, see `load_any`.
 
+    Returns:
+        The arguments in which the prior is another, so that it begins anew; none where it is the saved one.
+
     Raises:
         VlaeError: there is none, or it is another model.
     """
     source = load_any(start_from)
+    prior = "its prior, " if set(PRIOR) & set(model.config) else ""
     advice = (
         "a training starts from weights of the very model that its configuration names: "
-        "its prior, its dropout and how many gated layers it has may differ, no more"
+        f"{prior}its dropout and how many gated layers it has may differ, no more"
     )
     was, now = type(source).__name__, type(model).__name__
     if was != now:
@@ -256,7 +260,8 @@ def take_weights(model: LatentVariableModel, start_from: str) -> None:
     # Built anew, it has arguments that are new since. Dropout is of the training.
     every = [name for name in differences(build(was, source.config), model) if name != "dropout"]
     different = [name for name in every if name not in PRIOR]
-    own = {"prior_module."} if len(different) < len(every) else set()  # what is not taken
+    anew = [name for name in every if name in PRIOR]
+    own = {"prior_module."} if anew else set()  # what is not taken
     deep, shallow = (getattr(getattr(each, "decoder", None), "pixels", None) for each in (model, source))
     if different == ["decoder_layers"] and isinstance(deep, GatedPixelCNN) and isinstance(shallow, GatedPixelCNN):
         if len(deep.layers) < len(shallow.layers):
@@ -270,3 +275,4 @@ def take_weights(model: LatentVariableModel, start_from: str) -> None:
         raise VlaeError(f"start_from: {start_from} has another {', '.join(different)}; {advice}")
     taken = {name: weights for name, weights in source.state_dict().items() if not name.startswith(tuple(own))}
     model.load_state_dict({**model.state_dict(), **taken} if own else taken)
+    return anew

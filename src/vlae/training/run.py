@@ -208,14 +208,18 @@ def train(
     last = directory / "ckpts" / "last.ckpt"
     begun = {"started_from": start_from} if start_from else {}
     model.metadata = {"data": asdict(data), "protocol": training.protocol, **begun}
+    anew: list[str] = []
     if not resume:
         torch.manual_seed(seed)
         if start_from:
             check_source(start_from, directory)
-            take_weights(model, start_from)
-        else:
+            anew = take_weights(model, start_from)
+        if anew or not start_from:
             first = next(iter(_batches(training, data.batch_size, seed)))
-            model.initialise(first.images, model.context_of(first.labels, first.factors))
+            if anew:
+                model.initialise_prior(first.images)
+            else:
+                model.initialise(first.images, model.context_of(first.labels, first.factors))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = Task(model, objective, optimizer, seed, trainer.gradient_clip, trainer.max_bad_steps)
     if resume:
@@ -236,6 +240,7 @@ def train(
             f"{training.protocol}; {engine.precision}, run {directory}"
             + (f"; {where.processes} processes share each batch" if where.processes > 1 else "")
             + (f"; from the weights of {start_from}" if start_from and not resume else "")
+            + (f", but for the prior, which begins anew: another {', '.join(anew)}" if anew else "")
         )
         if not held_out:
             logger.info(

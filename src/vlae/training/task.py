@@ -19,6 +19,7 @@ from vlae.errors import VlaeError
 from vlae.evaluation import LatentStatistics, bits_of_groups, keyed_generators, noise_means
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.models.saving import entered_as
+from vlae.nn.quantise import Codebook
 from vlae.objectives import Objective
 from vlae.objectives.parts import Part
 from vlae.training.checkpoints import FORMAT
@@ -71,20 +72,28 @@ class OptimizerSettings:
                 raise VlaeError(f"optimizer.{key} must not be negative; got {value}")
         if not 0 <= final_lr <= 1:
             raise VlaeError(f"optimizer.final_lr is a fraction of optimizer.lr, from 0 to 1; got {final_lr}")
+        if isinstance(frozen, str):
+            raise VlaeError(f"optimizer.frozen is a list of names, such as [{frozen}]; got {frozen!r}")
         self.name, self.lr, self.schedule, self.patience = name, lr, schedule, patience
         self.warmup_steps, self.final_lr = warmup_steps, final_lr
         self.weight_decay, self.betas, self.frozen = weight_decay, tuple(betas), tuple(frozen)
         self.make = partial(kinds[name], lr=lr, weight_decay=weight_decay, betas=tuple(betas), foreach=True)
 
-    def freeze(self, model: nn.Module) -> None:
-        """Takes the parts of a model that are `frozen` out of its training; the others are trained."""
-        parts = {name: part for name, part in model.named_children() if any(True for _ in part.parameters())}
+    def freeze(self, model: nn.Module) -> list[nn.Parameter | Codebook]:
+        """Takes the parts of a model that are `frozen` out of its training, and returns what it switched off."""
+        learned = {name for name, part in model.named_children() if any(True for _ in part.parameters())}
+        # A codebook of moving averages has no parameters, and is trained all the same.
+        parts = {name: part for name, part in model.named_children() if name in learned or isinstance(part, Codebook)}
         if unknown := [name for name in self.frozen if name not in parts]:
             raise VlaeError(f"optimizer.frozen names parts of the model, {', '.join(parts)}; got {', '.join(unknown)}")
-        if parts and not set(parts) - set(self.frozen):
+        if learned and not learned - set(self.frozen):
             raise VlaeError("optimizer.frozen names all parts of the model: leave out what is to be trained")
-        for name in self.frozen:
-            parts[name].requires_grad_(False)
+        frozen = [parts[name] for name in self.frozen]
+        stopped: list[nn.Parameter | Codebook] = [p for part in frozen for p in part.parameters() if p.requires_grad]
+        stopped += [part for part in frozen if isinstance(part, Codebook) and not part.still]
+        for each in stopped:
+            each.requires_grad_(False)
+        return stopped
 
     def factor(self, step: int, total: int) -> float:
         """The learning rate at a step of `total`, as a fraction of `lr`."""
@@ -152,8 +161,7 @@ class Task(pl.LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
-        if optimizer.frozen:
-            optimizer.freeze(model)
+        self.stopped = optimizer.freeze(model) if optimizer.frozen else []
         objective.prepare(model)
         self.model, self.objective, self.settings = model, objective, optimizer
         self.seed, self.gradient_clip = seed, gradient_clip
@@ -178,6 +186,11 @@ class Task(pl.LightningModule):
                 )
             )
         return [optimizer], schedules
+
+    def teardown(self, stage: str) -> None:
+        """Leaves the model as it was found: another training of it may train what this one did not."""
+        for each in self.stopped:
+            each.requires_grad_(True)
 
     @property
     def parts(self) -> list[Part]:
