@@ -131,9 +131,12 @@ def checksum(z: Int, seed: int) -> bytes:
 
 def bits_of(model: ModelCoder, z: Int, bins: Bins) -> Float:
     """What z [n, D] takes under the prior, in bits, [n]."""
-    size = min(256, model.lanes_at_once())
-    parts = (model.prior_tables(z[i : i + size], bins) for i in range(0, len(z), size))
-    return np.concatenate([cost(digits, tables) for digits, tables, _ in parts])
+
+    def bits(z: Int) -> Float:
+        digits, tables, _ = model.prior_tables(z, bins)
+        return cost(digits, tables)
+
+    return np.array(by_lanes(model, bits, z))
 
 
 def step_for(model: LatentVariableModel, levels: Levels, bits: float) -> float:
