@@ -36,26 +36,33 @@ MODELS = {
 
 
 def main() -> int:
-    """Writes all of them, over those that are there."""
-    GOLDEN.mkdir(parents=True, exist_ok=True)
-    for number, (name, options) in enumerate(MODELS.items()):
-        torch.manual_seed(number)
-        model = vlae.VLAE(**SMALL, **options).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.mul_(2)  # away from uniform probabilities
-        model.save_pretrained(GOLDEN / name)
-        generator = torch.Generator().manual_seed(number)
-        last = model.likelihood.levels - 1
-        levels = (model.sample(12, generator=generator) * last).round().to(torch.uint8).numpy()
+    """Writes the files of this version, beside those of former ones; makes models and images that are missing."""
+    for number, name in enumerate(MODELS):
+        if not (GOLDEN / f"{name}.npz").is_file():
+            make(name, number)
+        model, levels = vlae.load(GOLDEN / name), np.load(GOLDEN / f"{name}.npz")["images"]
         for mode, step in (("lossless", None), ("lossy", 0.25)):
             data = compress(model, levels, lossy_step=step, images_per_block=5, name=name)
-            (GOLDEN / f"{name}-{mode}.vlae").write_bytes(data)
-        greedy = (decompress(model, data, texture="greedy") * last).round().to(torch.uint8).numpy()
-        bins = Lossy(model, 0.25).quantise(levels).astype(np.int16)
-        np.savez_compressed(GOLDEN / f"{name}.npz", images=levels, bins=bins, greedy=greedy)
-    print(f"{GOLDEN}: files of version {VERSION}, {sum(p.stat().st_size for p in GOLDEN.rglob('*.*')):,} bytes")
+            (GOLDEN / f"{name}-{mode}-{VERSION}.vlae").write_bytes(data)
+    print(f"{GOLDEN}: files of version {VERSION}, {sum(p.stat().st_size for p in GOLDEN.rglob('*.*')):,} bytes in all")
     return 0
+
+
+def make(name: str, seed: int) -> None:
+    """A model, images that it drew, and what it makes of them with loss."""
+    torch.manual_seed(seed)
+    model = vlae.VLAE(**SMALL, **MODELS[name]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)  # away from uniform probabilities
+    model.save_pretrained(GOLDEN / name)
+    last = model.likelihood.levels - 1
+    images = model.sample(12, generator=torch.Generator().manual_seed(seed))
+    levels = (images * last).round().to(torch.uint8).numpy()
+    texture = decompress(model, compress(model, levels, lossy_step=0.25), texture="greedy")
+    greedy = (texture * last).round().to(torch.uint8).numpy()
+    bins = Lossy(model, 0.25).quantise(levels).astype(np.int16)
+    np.savez_compressed(GOLDEN / f"{name}.npz", images=levels, bins=bins, greedy=greedy)
 
 
 if __name__ == "__main__":

@@ -299,7 +299,7 @@ def test_what_decompress_refuses(here, model, reversed_model, packed, capsys):
     ):
         (here / f"{number}.vlae").write_bytes(damaged)
         assert "damaged" in fails(capsys, "decompress", f"{number}.vlae", "back", "--model", model)
-    (here / "later.vlae").write_bytes(data[:8] + b"\2" + data[9:])
+    (here / "later.vlae").write_bytes(data[:8] + bytes([data[8] + 1]) + data[9:])
     assert "update vlae" in fails(capsys, "decompress", "later.vlae", "back", "--model", model)
     assert "nowhere" in fails(capsys, "decompress", "nowhere.vlae", "back", "--model", model)
     (here / "back").write_text("a file")

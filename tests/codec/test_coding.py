@@ -20,7 +20,7 @@ from vlae.codec import (
     info,
 )
 from vlae.codec.bitsback import BitsBack
-from vlae.codec.container import Container
+from vlae.codec.container import VERSION, Container
 from vlae.codec.lossy import Lossy
 
 SHAPE = (1, 8, 7)
@@ -476,12 +476,13 @@ def test_colour_files(tiny_vlae, tmp_path):
 # -- files of former versions -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("version", range(1, VERSION + 1))
 @pytest.mark.parametrize("name", ["binary", "colour"])
-def test_golden_files(name):
+def test_golden_files(name, version):
     """Files that a former version wrote: they decode, and are written the same way again (scripts/write_golden.py)."""
     model = vlae.load(GOLDEN / name)
     expected = np.load(GOLDEN / f"{name}.npz")
-    files = {mode: (GOLDEN / f"{name}-{mode}.vlae").read_bytes() for mode in ("lossless", "lossy")}
+    files = {mode: (GOLDEN / f"{name}-{mode}-{version}.vlae").read_bytes() for mode in ("lossless", "lossy")}
     levels = expected["images"]
     again = {
         "lossless": compress(model, levels, images_per_block=5, name=name),
@@ -489,6 +490,7 @@ def test_golden_files(name):
     }
     for mode, data in files.items():
         old, new = Container.from_bytes(data), Container.from_bytes(again[mode])
+        assert data[8] == version
         # Not by their bytes: the header is compressed, by whatever version of zlib there is.
         assert new.header == old.header
         assert new.header.text() == old.header.text()

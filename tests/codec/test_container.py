@@ -1,5 +1,6 @@
 """The file format: what was written comes back, and nothing that anyone could write does harm."""
 
+import hashlib
 import json
 import struct
 import time
@@ -13,7 +14,17 @@ from hypothesis import strategies as st
 from vlae import VlaeError
 from vlae.codec import container as module
 from vlae.codec import info
-from vlae.codec.container import MAGIC, START, VERSION, Container, Header, ranges, seeds_of, split_evenly
+from vlae.codec.container import (
+    DICTIONARY,
+    MAGIC,
+    START,
+    VERSION,
+    Container,
+    Header,
+    ranges,
+    seeds_of,
+    split_evenly,
+)
 from vlae.codec.pictures import Entry
 
 ENTRY = ["a/b.npz", "array", "L", "grey", 8, 7, 5]
@@ -36,10 +47,18 @@ def varint(number):
     return bytes([number & 127 | (128 if number > 127 else 0)]) + (varint(number >> 7) if number > 127 else b"")
 
 
-def craft(fields=None, blocks=BLOCKS, text=None, packed=None, version=1, magic=MAGIC, index=None, length=None):
+def pack(text, version=VERSION):
+    """A header's text compressed as that version of the format has it."""
+    if version == 1:
+        return zlib.compress(text, 9)
+    job = zlib.compressobj(9, wbits=-15, zdict=DICTIONARY)
+    return job.compress(text) + job.flush()
+
+
+def craft(fields=None, blocks=BLOCKS, text=None, packed=None, version=VERSION, magic=MAGIC, index=None, length=None):
     """A file by the documented format, written without the code under test: its checksums are right."""
     text = json.dumps(fields or FIELDS, separators=(",", ":")).encode() if text is None else text
-    packed = zlib.compress(text, 9) if packed is None else packed
+    packed = pack(text, version) if packed is None else packed
     index = b"".join(varint(len(block)) for block in blocks) if index is None else index
     head = struct.pack("<8sBI", magic, version, len(packed) if length is None else length) + packed + index
     return head + struct.pack("<I", zlib.crc32(head)) + b"".join(blocks)
@@ -61,7 +80,24 @@ def test_the_format_is_as_documented():
     assert container.header == Header(**{**FIELDS, "shape": (1, 8, 7), "entries": (Entry(*ENTRY),)})
     assert container.to_bytes() == craft()
     assert START.size == 13
-    assert (MAGIC, VERSION) == (b"\x89VLAE\r\n\x1a", 1)
+    assert (MAGIC, VERSION) == (b"\x89VLAE\r\n\x1a", 2)
+    assert hashlib.sha256(DICTIONARY).hexdigest().startswith("cb1fdadba5f8c9b8"), (
+        "part of the format: needs a new version"
+    )
+
+
+def test_files_of_the_first_version_are_read():
+    """They say the same in more bytes: their header was compressed without a dictionary."""
+    old, new = craft(version=1), craft()
+    assert Container.from_bytes(old) == Container.from_bytes(new)
+    assert Container.from_bytes(old).seeds == Container.from_bytes(new).seeds
+    assert Container.from_bytes(old).to_bytes() == new
+    assert len(new) < len(old) - 80
+    for wrong in (
+        craft(version=1, packed=pack(json.dumps(FIELDS).encode(), 2)),
+        craft(packed=pack(json.dumps(FIELDS).encode(), 1)),
+    ):
+        refused(wrong)
 
 
 TURNING = "".join(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]))  # refused in test_pictures
@@ -163,7 +199,7 @@ def test_files_that_were_sent_as_text():
     assert "not a .vlae file" in refused(craft().replace(b"\r\n", b"\n"))
 
 
-@pytest.mark.parametrize("version", [0, 2, 255])
+@pytest.mark.parametrize("version", [0, 3, 255])
 def test_other_versions(version):
     assert "update vlae" in refused(craft(version=version))
 
@@ -212,7 +248,7 @@ def test_headers_with_other_fields():
 
 
 def test_headers_that_are_not_compressed_well():
-    packed = zlib.compress(json.dumps(FIELDS).encode())
+    packed = pack(json.dumps(FIELDS).encode())
     for bad in (b"", b"\0", packed[:-1], packed + b"x", packed[:-4] + b"1234", b"x\x9c" + bytes(50), packed * 2):
         refused(craft(packed=bad))
     for length in (0, 10**6, 2**32 - 1, len(packed) - 1):
@@ -308,14 +344,14 @@ def test_many_blocks_without_bytes():
 
 
 def test_compressed_bombs():
-    zeros = zlib.compress(bytes(2 * module.LARGEST_HEADER), 9)  # an eighth of a megabyte
+    zeros = pack(bytes(2 * module.LARGEST_HEADER))  # an eighth of a megabyte
     seconds, memory = costs(lambda: refused(craft(packed=zeros)))
     assert memory < 4 * module.LARGEST_HEADER
     assert seconds < 20
 
 
 def test_compressed_bombs_of_objects():
-    packed = zlib.compress(b"[" + b"[]," * 333_333 + b"[]]", 9)  # a kilobyte
+    packed = pack(b"[" + b"[]," * 333_333 + b"[]]")  # a kilobyte
     _, memory = costs(lambda: refused(craft(packed=packed)))
     assert memory < 2**22
 
