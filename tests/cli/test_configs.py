@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vlae.nn import MaskedConv2d, PlainPixelCNN
-from vlae.training.configuration import build_model, find_config, train_parser
+from vlae.training.configuration import build_model, find_config, list_options, parse, train_parser
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "dsprites": (1, 64, 64), "sprites": (3, 32, 32)}
@@ -53,3 +53,24 @@ def test_paper_presets_are_the_papers(name, distinct):
     assert settings.optimizer.lr == 0.002
     assert settings.trainer.ema_decay == 0.998
     assert settings.data.split == "train+validation"
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "expected"),
+    [
+        ("--model.encoder_widths 8 16", "model.init_args.encoder_widths", (8, 16)),
+        ("--model.encoder_widths=[8,16]", "model.init_args.encoder_widths", (8, 16)),
+        ("--model.init_args.encoder-widths 8", "model.init_args.encoder_widths", (8,)),
+        ("--optimizer.frozen encoder", "optimizer.frozen", ["encoder"]),
+        ("--optimizer.frozen encoder decoder --seed 3", "optimizer.frozen", ["encoder", "decoder"]),
+        ("--optimizer.betas .5 .9", "optimizer.betas", (0.5, 0.9)),
+    ],
+)
+def test_lists_are_words(words, key, expected):
+    settings = parse(train_parser(), ["--config", str(find_config("digits")), *words.split()], lists=list_options())
+    assert settings[key] == expected
+
+
+def test_a_list_may_be_none():
+    words = ["--model", "VAE", "--model.widths", "null"]
+    assert parse(train_parser(), words, lists=list_options())["model.init_args.widths"] is None

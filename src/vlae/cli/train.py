@@ -6,14 +6,14 @@ import time
 
 from vlae import processes
 from vlae.errors import VlaeError
-from vlae.training.configuration import build_model, find_config, parse, train_parser
+from vlae.training.configuration import build_model, find_config, list_options, parse, train_parser
 
 
 def train(words: list[str]) -> int:
     """Trains one configuration into a run directory."""
     parser = train_parser()
     words, config_name = resolve_config(words)
-    settings = parse(parser, words, flags=["--resume"])
+    settings = parse(parser, words, flags=["--resume"], lists=list_options())
     if settings.get("model") is None:
         raise VlaeError("no model: give --config NAME (mnist, digits, ...) or --model VLAE")
     from jsonargparse import Namespace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import itertools
 import json
 import math
@@ -48,6 +49,33 @@ def train_parser() -> Any:
     )
     parser.add_argument("--resume", type=bool, default=False, help="go on from the run's last checkpoint")
     return parser
+
+
+def list_options() -> list[str]:
+    """The options of `vlae train` that take several values, as words: --model.encoder_widths 8 16 32."""
+    from vlae import objectives
+    from vlae.models.saving import known_models
+    from vlae.training.run import DataSettings, RunSettings, TrainerSettings
+    from vlae.training.task import OptimizerSettings
+
+    sections: dict[str, list[Any]] = {
+        "model": known_models(),
+        "objective": [getattr(objectives, name) for name in class_names("objective")],
+        "data": [DataSettings],
+        "optimizer": [OptimizerSettings],
+        "trainer": [TrainerSettings],
+        "run": [RunSettings],
+    }
+    found = []
+    for section, classes in sections.items():
+        parameters = [each for kind in classes for each in inspect.signature(kind).parameters.values()]
+        several = {each.name: False for each in parameters}
+        for each in parameters:
+            several[each.name] |= str(each.annotation).startswith(("tuple[", "list[", "Sequence["))
+        found += [f"--{section}.{name}" for name, is_list in several.items() if is_list]
+        if section in ("model", "objective"):
+            found += [f"--{section}.init_args.{name}" for name, is_list in several.items() if is_list]
+    return found
 
 
 def build_model(settings: Any, image_shape: tuple[int, int, int]) -> Any:
@@ -182,8 +210,8 @@ def underscored(word: str) -> str:
 def gather(words: Sequence[str], lists: Sequence[str]) -> list[str]:
     """Makes one word of each of these options and the words after it, up to the next option, as jsonargparse wants it.
 
-    A negative number is a word like others. What is written as a list already is left alone; an option that comes twice
-    adds up.
+    A negative number is a word like others. What is written as a list already, and null, is left alone; an option that
+    comes twice adds up.
 
     Example:
         >>> gather(["--dims", "0", "-1", "--count", "3"], ["--dims"])
@@ -203,7 +231,7 @@ def gather(words: Sequence[str], lists: Sequence[str]) -> list[str]:
             values.append(rest.pop(0))
         if not values:
             raise VlaeError(f"{option} needs one word or more after it")
-        if values[0].startswith("["):
+        if values[0].startswith("[") or values == ["null"]:
             result += [f"{option}={values[0]}", *values[1:]]
             continue
         if option in found:
@@ -276,8 +304,6 @@ def class_names(kind: str) -> list[str]:
 
 def model_options() -> list[str]:
     """The constructor arguments of all models and objectives."""
-    import inspect
-
     from vlae import objectives
     from vlae.models.saving import known_models
 
