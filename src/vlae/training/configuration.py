@@ -269,6 +269,8 @@ def explain(message: str, parser: Any) -> str:
     Example:
         >>> explain("Key 'trainer.max_epoch' is not expected", train_parser())
         "Key 'trainer.max_epoch' is not expected; did you mean 'max_epochs'?"
+        >>> explain("Expected a <class 'int'>. Got value: x", train_parser())
+        'Expected an integer. Got value: x'
     """
     text = " ".join(message.split())
     if text.startswith("Unexpected config"):
@@ -281,6 +283,7 @@ def explain(message: str, parser: Any) -> str:
     text = re.sub(r"- Expected a path but .*? either not accessible or invalid ", "", text)
     text = re.sub(r" - Expected a dot import path string: (.*)", r" or a class; got \1", text)
     text = re.sub(r"Does not validate against any of the Union subtypes.*?Errors: (?:- )?", "", text)
+    text = re.sub(r"Expected an? <class '(?:[\w.]+\.)?(\w+)'>", _named, text)
     text = text.replace("Parser key ", "").replace("Problem with given class_path ", "in ").replace(": - ", ": ")
     unknown = re.search(r"(?:Option|Key|key|arguments:) ['\"-]*([\w.]+)['\"]?(?: is not|$| )", text)
     if unknown and re.search("not accepted|not expected|nrecognized", text):
@@ -291,6 +294,20 @@ def explain(message: str, parser: Any) -> str:
         close = [match for part in parts for match in difflib.get_close_matches(part, names, n=1)]
         text += f"; did you mean {close[0]!r}?" if close else ""
     return text[:500]
+
+
+def _named(type_: re.Match[str]) -> str:
+    """What is expected, in words, for the name of a Python type."""
+    return {
+        "int": "Expected an integer",
+        "float": "Expected a number",
+        "str": "Expected a word",
+        "bool": "Expected true or false",
+        "dict": "Expected names with values, as in '{name: value}'",
+        "tuple": "Expected a list, as in '[1, 2]'",
+        "list": "Expected a list, as in '[1, 2]'",
+        "Sequence": "Expected a list, as in '[1, 2]'",
+    }.get(type_[1], f"Expected {type_[1]}")
 
 
 def class_names(kind: str) -> list[str]:
