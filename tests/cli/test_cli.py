@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 
 import pytest
 import yaml
@@ -161,10 +163,43 @@ def test_every_command_has_help(capsys):
     text = capsys.readouterr().out
     for name in COMMANDS:
         assert name in text
-        assert split_command([name.replace(" ", ".").replace("-", "_")])[0] == name
+        for spelled in (name.replace(" ", ".").replace("-", "_"), re.sub("[ -]", "_", name), name.replace(" ", "-")):
+            assert split_command([spelled, "--count", "8"]) == (name, ["--count", "8"])
         with pytest.raises(SystemExit) as stop:
             main([*name.split(), "--help"])
         assert stop.value.code == 0
+
+
+def test_an_option_is_no_part_of_a_command(capsys):
+    assert main(["viz_recon_gird", "--run", "outputs/tiny"]) == 2
+    error = capsys.readouterr().err
+    assert "unknown command 'viz_recon_gird': did you mean" in error and "'viz recon-grid'" in error
+
+
+def test_a_pretrained_models_pictures_leave_its_configurations_run_alone(here, capsys):
+    """Both are called omniglot: a run begins where there are pictures of the model, and keeps its own."""
+    assert main(["sample", "prior", "omniglot", "--count", "1"]) == 0
+    assert not (here / "outputs/omniglot").exists()
+    words = ["--config", str(here / "tiny.yaml"), "--run.name", "omniglot", "--data.limit", "200"]
+    try:
+        assert main(["train", *words]) == 0
+        assert main(["sample", "prior", "--run", "outputs/omniglot", "--count", "1"]) == 0
+        kept = (here / "outputs/omniglot/samples/prior_samples.png").read_bytes()
+        assert main(["sample", "prior", "--model", "omniglot", "--count", "1"]) == 0
+        assert (here / "outputs/omniglot/samples/prior_samples.png").read_bytes() == kept
+        assert (here / "outputs/pretrained/omniglot/samples/prior_samples.png").read_bytes() != kept
+    finally:
+        shutil.rmtree(here / "outputs/omniglot", ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["viz bits TARGET --count 20", "sample prior TARGET --count 1", "viz traverse TARGET --dims 0,1", "doctor TARGET"],
+)
+def test_a_run_or_a_model_may_be_a_word(line, here, capsys):
+    for target in ("outputs/tiny", "outputs/tiny/model"):
+        assert main(line.replace("TARGET", target).split()) in (0, 1)
+    assert "using the newest run" not in capsys.readouterr().out
 
 
 def test_verify_passes(capsys):

@@ -291,6 +291,12 @@ def test_a_failure_leaves_the_old_file(here, model, packed, capsys):
     assert packed.read_bytes() == before
 
 
+def test_options_may_stand_between_names(here, model, packed):
+    before = packed.read_bytes()
+    assert main(["compress", "in", "--model", model, "--verify", "other.vlae", "--images_per_block", "3"]) == 0
+    assert (here / "other.vlae").read_bytes() == before
+
+
 def test_what_decompress_refuses(here, model, reversed_model, packed, capsys):
     data = packed.read_bytes()
     assert "another model" in fails(capsys, "decompress", "out.vlae", "back", "--model", reversed_model)

@@ -87,7 +87,8 @@ def test_a_pretrained_model_has_no_run_even_beside_one_of_its_name(here):
     folder = ["--data.name", "folder", "--data.split", "train", "--data.options", "{path: pictures, mode: L}"]
     try:
         assert main(["doctor", "mnist-codec", *folder, "--data.binarize", "threshold"]) == 0
-        found = json.loads((directory / "reports/doctor.json").read_text())
+        found = json.loads((here / "outputs/pretrained/mnist-codec/reports/doctor.json").read_text())
+        assert [path.name for path in directory.iterdir()] == ["config.yaml"], "what is made of a model is no run's"
     finally:
         shutil.rmtree(directory)  # which would be the newest run
     assert found["run"] is None and "no run to read" in found["left_out"]["overfitting"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -128,23 +129,30 @@ def silent_unless_first() -> Iterator[None]:
 
 
 def split_command(words: list[str]) -> tuple[str, list[str]]:
-    """The command's name and the words after it; dotted and underscored spellings are the same as words with dashes.
+    """The command's name and the words after it; its words may be joined by dots, dashes or underscores.
 
     Example:
         >>> split_command(["viz.recon_grid", "--count", "8"])
         ('viz recon-grid', ['--count', '8'])
     """
-    plain = words[0].replace(".", " ").replace("_", "-").split()
-    candidates = [(" ".join(plain), words[1:])]
+    plain = _plain(words[0])
+    candidates = [(plain, words[1:])]
     if len(words) > 1 and not words[1].startswith("-"):
-        candidates.insert(0, (" ".join([*plain, words[1].replace("_", "-")]), words[2:]))
-    for name, rest in candidates:
-        if name in COMMANDS:
-            return name, rest
-    group = [name for name in COMMANDS if name.startswith(plain[0] + " ")]
-    close = group or difflib.get_close_matches(candidates[-1][0], COMMANDS, n=1)
+        candidates.insert(0, (_plain(" ".join(words[:2])), words[2:]))
+    known = {_plain(name): name for name in COMMANDS}
+    for spelled, rest in candidates:
+        if spelled in known:
+            return known[spelled], rest
+    group = [name for name in COMMANDS if name.startswith(plain.split("-")[0] + " ")]
+    close = group or [known[near] for near in difflib.get_close_matches(candidates[-1][0], known, n=1)]
     hint = f"did you mean {' or '.join(repr(name) for name in close)}?" if close else "see vlae --help"
-    raise VlaeError(f"unknown command {' '.join(words[:2])!r}: {hint}")
+    said = words[:1] if len(words) < 2 or words[1].startswith("-") else words[:2]
+    raise VlaeError(f"unknown command {' '.join(said)!r}: {hint}")
+
+
+def _plain(name: str) -> str:
+    """A command's name with dashes alone between its words."""
+    return re.sub(r"[\s._]", "-", name)
 
 
 def help_text() -> str:

@@ -14,6 +14,7 @@ from vlae.cli.choices import (
     choose_data,
     choose_model,
     choose_run,
+    parse_choice,
     parser_for,
     run_of,
     take_target,
@@ -41,7 +42,7 @@ def viz_latent_scatter(words: list[str]) -> int:
     parser.add_argument("--space", type=str, default="latent", help="latent, or the prior's noise that z stands for")
     parser.add_argument("--seed", type=int, default=0, help="of sampled rates and of UMAP")
     add_output(parser, "the run's grids/latent_scatter.png")
-    settings = parse(parser, words, lists=["--dims"])
+    settings = parse_choice(parser, words, lists=["--dims"])
     check_output(settings)
     from vlae import figures
     from vlae.evaluation import codes
@@ -73,7 +74,7 @@ def viz_aggregate_posterior(words: list[str]) -> int:
     parser.add_argument("--space", type=str, default="latent", help="latent, or the prior's noise that z stands for")
     parser.add_argument("--seed", type=int, default=0, help="of all noise")
     add_output(parser, "the run's grids/aggregate_posterior.png")
-    settings = parse(parser, words, lists=["--dims"])
+    settings = parse_choice(parser, words, lists=["--dims"])
     check_output(settings)
     from vlae import figures
     from vlae.evaluation import codes
@@ -113,7 +114,7 @@ def viz_bits(words: list[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of these samples")
     add_output(parser, "the run's grids/bits.png")
-    settings = parse(parser, words)
+    settings = parse_choice(parser, words)
     check_output(settings)
     from vlae import figures
     from vlae.evaluation import codes
@@ -142,7 +143,7 @@ def viz_receptive_field(words: list[str]) -> int:
     )
     parser.add_argument("--steps", type=bool, default=False, help="write the wavefront's steps into the cells")
     add_output(parser, "the run's grids/receptive_field.png")
-    settings = parse(parser, words, flags=["--check", "--steps"])
+    settings = parse_choice(parser, words, flags=["--check", "--steps"])
     check_output(settings)
     from vlae import figures
     from vlae.evaluation.window import declared_window, measure_window
@@ -173,7 +174,7 @@ def viz_training_curves(words: list[str]) -> int:
     parser = parser_for("viz training-curves")
     add_choice(parser, device=False)
     add_output(parser, "the run's grids/training_curves.png")
-    settings = parse(parser, words)
+    settings = parse_choice(parser, words)
     check_output(settings)
     from vlae import figures
     from vlae.evaluation.history import curves_of, read_rows
@@ -199,7 +200,7 @@ def viz_rate_distortion(words: list[str]) -> int:
         default=[],
         help="runs, saved models, pretrained names; else the newest run",
     )
-    add_choice(parser)
+    add_choice(parser, target=False)
     add_data(parser)
     parser.add_argument("--count", type=int, default=1000, help="measure on so many images, at most")
     parser.add_argument("--seed", type=int, default=0, help="of all noise")

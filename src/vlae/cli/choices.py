@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlae.errors import VlaeError
-from vlae.training.configuration import find_config
+from vlae.training.configuration import find_config, parse
 
 
 def parser_for(name: str) -> Any:
@@ -18,8 +18,13 @@ def parser_for(name: str) -> Any:
     return ArgumentParser(prog=f"vlae {name}", description=COMMANDS[name][1], exit_on_error=False, allow_abbrev=False)
 
 
-def add_choice(parser: Any, device: bool = True) -> None:
-    """Which model, and for what computes with it also where: `choose_model` reads it."""
+def add_choice(parser: Any, device: bool = True, target: bool = True) -> None:
+    """Which model, and for what computes with it also where: `parse_choice` and `choose_model` read it.
+
+    With `target` a run or a model may also stand as a word of its own.
+    """
+    if target:
+        parser.add_argument("target", type=str | None, nargs="?", help="run directory, saved model or pretrained name")
     parser.add_argument("--model", type=str | None, default=None, help="pretrained name, saved model, or hf:org/name")
     parser.add_argument("--run", type=str | None, default=None, help="run directory")
     parser.add_argument("--config", type=str | None, default=None, help="the run of this configuration")
@@ -40,9 +45,9 @@ def add_data(parser: Any) -> None:
     parser.add_argument("--data.limit", type=int | None, default=None, help="the first so many images only")
 
 
-def add_target(parser: Any) -> None:
-    """A run or a model as a word: `take_target` reads it."""
-    parser.add_argument("target", type=str | None, nargs="?", help="run directory, saved model or pretrained name")
+def parse_choice(parser: Any, words: list[str], **options: Any) -> Any:
+    """The settings, with the word that stands for a run or a model where --run or --model would be."""
+    return take_target(parse(parser, words, **options))
 
 
 def take_target(settings: Any) -> Any:
@@ -88,9 +93,9 @@ def _chosen(settings: Any) -> tuple[Any, Path]:
     check_one_choice(settings)
     if settings.model:
         if settings.model in pretrained_names() and not Path(settings.model).exists():
-            return load(settings.model), Path("outputs") / settings.model
+            return load(settings.model), Path("outputs") / "pretrained" / settings.model
         if settings.model.startswith(PREFIX):
-            return load(settings.model), Path("outputs") / settings.model.rpartition("/")[2]
+            return load(settings.model), Path("outputs") / "hub" / settings.model.removeprefix(PREFIX)
         path = Path(settings.model)
         return load_any(path), path.parent if path.name == "model" else path
     directory = choose_run(settings)

@@ -13,12 +13,12 @@ from vlae.cli.choices import (
     choose_images,
     choose_model,
     drawn_pixels,
+    parse_choice,
     parser_for,
 )
 from vlae.cli.output import add_output, check_output, output_path
 from vlae.errors import VlaeError, require_positive
 from vlae.models.context import given
-from vlae.training.configuration import parse
 
 QUANTILES = [0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99]
 RATED = 500  # images that the rates of dimensions are averaged over
@@ -42,7 +42,7 @@ def viz_traverse(words: list[str]) -> int:
     parser.add_argument("--space", type=str, default="noise", help="what moves: noise (the prior's), or latent (z)")
     add_pixels(parser)
     add_output(parser, "the run's grids/traverse.png or traverse_dim_K.png")
-    settings = parse(parser, words, flags=["--greedy"], lists=["--dims", "--image", "--quantiles"])
+    settings = parse_choice(parser, words, flags=["--greedy"], lists=["--dims", "--image", "--quantiles"])
     check_output(settings)
     from vlae import figures
     from vlae.evaluation.codes import SPACES
@@ -131,7 +131,7 @@ def viz_decompressions(words: list[str]) -> int:
     parser.add_argument("--draws", type=int, default=6, help="of each")
     parser.add_argument("--seed", type=int, default=0, help="of all noise")
     add_output(parser, "the run's grids/decompressions.png")
-    settings = parse(parser, words)
+    settings = parse_choice(parser, words)
     check_output(settings)
     import torch
 

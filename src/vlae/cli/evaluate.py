@@ -9,22 +9,19 @@ from vlae import processes
 from vlae.cli.choices import (
     add_choice,
     add_data,
-    add_target,
     choose_data,
     choose_model,
     data_settings,
+    parse_choice,
     parser_for,
     run_of,
-    take_target,
 )
 from vlae.errors import VlaeError
-from vlae.training.configuration import parse
 
 
 def evaluate(words: list[str]) -> int:
     """Every metric that applies, on held-out images: tables, JSON, CSV and an HTML report."""
     parser = parser_for("eval")
-    add_target(parser)
     add_choice(parser)
     add_data(parser)
     parser.add_argument("--only", type=list[str], default=[], help="these groups or metrics: --only bound nll mig")
@@ -60,7 +57,7 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--strict", type=bool, default=False, help="exit 1 where a criterion is not met")
     parser.add_argument("--output", type=str | None, default=None, help="where the reports go; else the run's reports/")
     flags = ["--check", "--double", "--criteria", "--standard", "--strict"]
-    settings = take_target(parse(parser, words, flags=flags, lists=["--only", "--nll_samples"]))
+    settings = parse_choice(parser, words, flags=flags, lists=["--only", "--nll_samples"])
     from vlae.evaluation import report
     from vlae.evaluation.criteria import load_references
     from vlae.evaluation.judge import judge_of
@@ -114,14 +111,13 @@ def evaluate(words: list[str]) -> int:
 def doctor(words: list[str]) -> int:
     """What is wrong with a run or a model, and what to change; the findings as a table and as JSON."""
     parser = parser_for("doctor")
-    add_target(parser)
     add_choice(parser)
     add_data(parser)
     parser.add_argument("--images", type=int, default=1000, help="measure on the first so many test images")
     parser.add_argument("--batch_size", type=int, default=250, help="memory, not the result")
     parser.add_argument("--seed", type=int, default=0, help="of all noise")
     parser.add_argument("--strict", type=bool, default=False, help="exit 1 where there is a problem")
-    settings = take_target(parse(parser, words, flags=["--strict"]))
+    settings = parse_choice(parser, words, flags=["--strict"])
     from vlae.evaluation import doctor
 
     model, directory = choose_model(settings)

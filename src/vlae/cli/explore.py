@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlae.cli.choices import add_choice, add_target, check_one_choice, choose_run, parser_for, take_target
+from vlae.cli.choices import add_choice, check_one_choice, choose_run, parse_choice, parser_for
 from vlae.errors import VlaeError
-from vlae.training.configuration import parse
 
 
 def explore(words: list[str]) -> int:
     """Serves a page with sliders over z, interpolation, completion by drawing, and what an image costs."""
     parser = parser_for("explore")
-    add_target(parser)
     add_choice(parser, device=False)
     parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; others than this: anyone")
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one")
     parser.add_argument("--open", type=bool, default=True, help="open the page in a browser; --no-open does not")
     parser.add_argument("--max_upload", type=float, default=5.0, help="MB of an uploaded picture")
     parser.add_argument("--data.root", type=str | None, default=None, help="where data sets are")
-    settings = parse(parser, ["--open=false" if word == "--no-open" else word for word in words], flags=["--open"])
-    check_one_choice(take_target(settings))
+    words = ["--open=false" if word == "--no-open" else word for word in words]
+    settings = parse_choice(parser, words, flags=["--open"])
+    check_one_choice(settings)
     if not 0 < settings.max_upload <= 1000:
         raise VlaeError(f"--max_upload must be above 0 and at most 1000 (MB); got {settings.max_upload:g}")
     if not 0 <= settings.port <= 65535:

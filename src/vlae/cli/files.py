@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def compress(words: list[str]) -> int:
     """Image files, directories or a data set to one .vlae file."""
     parser = parser_for("compress")
     parser.add_argument("paths", type=str, nargs="+", help="image files, directories or arrays, then the file to write")
-    add_choice(parser, device=False)
+    add_choice(parser, device=False, target=False)
     add_data(parser)
     parser.add_argument("--lossy_step", type=float | None, default=None, help="keep only z, in bins of this width")
     parser.add_argument("--lossy_bits", type=float | None, default=None, help="keep only z, in so many bits an image")
@@ -27,7 +28,7 @@ def compress(words: list[str]) -> int:
     parser.add_argument("--coder", type=str, default="auto", help="auto, numpy or constriction: the bytes are the same")
     parser.add_argument("--verify", type=bool, default=True, help="decode what was written and compare")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the blocks")
-    settings = parse(parser, words, flags=["--verify"])
+    settings = parse(parser, names_first(words, ["--verify"]), flags=["--verify"])
     from vlae import codec
 
     *inputs, output = settings.paths
@@ -61,6 +62,7 @@ def compress(words: list[str]) -> int:
     print(
         (f"{len(found['pictures']):,} files as " if inputs else "")
         + f"{count:,} images of {shape} in {size:,} bytes: {8 * size / count:.2f} bits an image, "
+        + ("" if found["step"] is None else f"{8 * found['payload_bytes'] / count:.2f} of them codes; ")
         + (f"{ratio:.1f} times smaller than raw" if ratio >= 1 else f"{1 / ratio:.1f} times larger than raw")
         + f"; {count / seconds:.0f} images/s"
         + (", decoded again and compared" if settings.verify else "")
@@ -78,12 +80,36 @@ def raw_bits(found: dict[str, Any]) -> float:
     return sum(values) * math.log2(found["levels"])
 
 
+def names_first(words: list[str], flags: Sequence[str]) -> list[str]:
+    """The words with those of no option in front: what to compress may stand before, between and after options.
+
+    `flags` are options that may stand without a value.
+
+    Example:
+        >>> names_first(["a.png", "--model", "photos", "--verify", "OUT.vlae"], ["--verify"])
+        ['a.png', 'OUT.vlae', '--model', 'photos', '--verify']
+    """
+    names: list[str] = []
+    options: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            names.append(word)
+            continue
+        options.append(word)
+        takes_value = "=" not in word and (word not in flags or (rest[:1] and rest[0].lower() in ("true", "false")))
+        if takes_value and rest and not rest[0].startswith("--"):
+            options.append(rest.pop(0))
+    return names + options
+
+
 def decompress(words: list[str]) -> int:
     """The pictures of a .vlae file, into a directory."""
     parser = parser_for("decompress")
     parser.add_argument("file", type=str, help="the .vlae file")
     parser.add_argument("directory", type=str, help="where to put the pictures")
-    add_choice(parser, device=False)
+    add_choice(parser, device=False, target=False)
     parser.add_argument("--only", type=list[str], default=[], help="names of pictures: only their blocks are decoded")
     parser.add_argument(
         "--texture", type=str | None, default=None, help="of a lossy file: sample (if not given), greedy or mean"
@@ -131,7 +157,7 @@ def info(words: list[str]) -> int:
         "pictures": f"{len(names)}: {shown}",
         "blocks": f"{found['blocks']}, each can be decoded alone",
         "size": f"{found['bytes']:,} bytes, {found['payload_bytes']:,} of them in blocks",
-        "rate": f"{found['bits_per_image']:.2f} bits an image",
+        "an image": f"{found['bits_per_image']:.2f} bits, {8 * found['payload_bytes'] / found['images']:.2f} in blocks",
     }
     for name, text in rows.items():
         print(f"{name:10s}{text}")

@@ -16,11 +16,11 @@ from vlae.cli.choices import (
     choose_model,
     drawn_pixels,
     images_of_label,
+    parse_choice,
     parser_for,
 )
 from vlae.cli.output import add_output, check_output, output_path
 from vlae.errors import VlaeError, require_positive
-from vlae.training.configuration import parse
 
 
 def sample_interpolate(words: list[str]) -> int:
@@ -36,7 +36,7 @@ def sample_interpolate(words: list[str]) -> int:
     add_context(parser)
     add_pixels(parser)
     add_output(parser, "the run's grids/interpolations.png")
-    settings = parse(parser, words, flags=["--prior", "--greedy"], lists=["--images", "--attributes"])
+    settings = parse_choice(parser, words, flags=["--prior", "--greedy"], lists=["--images", "--attributes"])
     check_output(settings)
     import torch
 

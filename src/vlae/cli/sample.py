@@ -16,11 +16,11 @@ from vlae.cli.choices import (
     choose_model,
     drawn_pixels,
     images_of_label,
+    parse_choice,
     parser_for,
 )
 from vlae.cli.output import add_output, check_output, output_path
 from vlae.errors import VlaeError, require_positive
-from vlae.training.configuration import parse
 
 SETS = ("base", "plus", "minus")
 LABELLED = 100  # images of a label
@@ -38,7 +38,7 @@ def sample_prior(words: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     add_context(parser)
     add_output(parser, "the run's samples/prior_samples.png", array=True)
-    settings = parse(parser, words, lists=["--attributes"])
+    settings = parse_choice(parser, words, lists=["--attributes"])
     check_output(settings, array=True)
     from vlae import figures
     from vlae.sampling import prior_samples, save_array
@@ -72,7 +72,7 @@ def sample_arithmetic(words: list[str]) -> int:
     )
     add_pixels(parser)
     add_output(parser, "the run's grids/arithmetic.png")
-    settings = parse(parser, words, flags=["--greedy"], lists=[f"--{name}" for name in SETS])
+    settings = parse_choice(parser, words, flags=["--greedy"], lists=[f"--{name}" for name in SETS])
     check_output(settings)
     import torch
 
@@ -150,7 +150,7 @@ def sample_complete(words: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=2, help="of proposals for z")
     parser.add_argument("--seed", type=int, default=0, help="of all noise")
     add_output(parser, "the run's samples/completions.png", array=True)
-    settings = parse(parser, words, lists=["--images"])
+    settings = parse_choice(parser, words, lists=["--images"])
     check_output(settings, array=True)
     import torch
 

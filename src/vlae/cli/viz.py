@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from vlae.cli.choices import add_choice, add_data, choose_data, choose_model, parser_for
+from vlae.cli.choices import add_choice, add_data, choose_data, choose_model, parse_choice, parser_for
 from vlae.cli.output import add_output, check_output, output_path
-from vlae.training.configuration import parse
 
 
 def viz_recon_grid(words: list[str]) -> int:
@@ -15,7 +14,7 @@ def viz_recon_grid(words: list[str]) -> int:
     parser.add_argument("--count", type=int, default=20, help="how many images")
     add_output(parser, "the run's grids/recon_grid.png")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn reconstructions")
-    settings = parse(parser, words)
+    settings = parse_choice(parser, words)
     check_output(settings)
     from vlae import figures
     from vlae.sampling import decompressions
@@ -42,7 +41,7 @@ def viz_samples(words: list[str]) -> int:
     parser.add_argument("--temperature", type=float, default=1.0, help="of the prior")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     add_output(parser, "the run's grids/samples.png")
-    settings = parse(parser, words)
+    settings = parse_choice(parser, words)
     check_output(settings)
     from vlae import figures
     from vlae.sampling import prior_samples

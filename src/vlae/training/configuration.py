@@ -210,8 +210,8 @@ def underscored(word: str) -> str:
 def gather(words: Sequence[str], lists: Sequence[str]) -> list[str]:
     """Makes one word of each of these options and the words after it, up to the next option, as jsonargparse wants it.
 
-    A negative number is a word like others. What is written as a list already, and null, is left alone; an option that
-    comes twice adds up.
+    A negative number is a word like others, and numbers with commas between them are several. What is written as a list
+    already, and null, is left alone; an option that comes twice adds up.
 
     Example:
         >>> gather(["--dims", "0", "-1", "--count", "3"], ["--dims"])
@@ -234,6 +234,7 @@ def gather(words: Sequence[str], lists: Sequence[str]) -> list[str]:
         if values[0].startswith("[") or values == ["null"]:
             result += [f"{option}={values[0]}", *values[1:]]
             continue
+        values = [part for value in values for part in (value.split(",") if _NUMBERS.fullmatch(value) else [value])]
         if option in found:
             result.remove(f"{option}={json.dumps(found[option])}")
         found[option] = found.get(option, []) + values
@@ -242,6 +243,7 @@ def gather(words: Sequence[str], lists: Sequence[str]) -> list[str]:
 
 
 _NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_NUMBERS = re.compile(r"(-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?,)+-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def check(config: dict[str, Any], where: str) -> Any:
