@@ -259,7 +259,6 @@ def test_every_kind_of_model_that_can(here, words):
         ("sample arithmetic --model vae --base 0 --plus 1 --minus 2 --draws 0", "draws must be 1 or more"),
         ("sample arithmetic --model vae --base 0 --plus 1 --minus 2 --label_images 5", "chosen by a label"),
         ("sample arithmetic --model codes --base 0 --plus 1 --minus 2", "discrete codes"),
-        ("sample complete --model vae", "autoregressive decoder"),
         ("sample complete --model vlae --given top", "upper, lower, left or right"),
         ("sample complete --model vlae --given 1.5", "upper, lower, left or right"),
         ("sample complete --model vlae --mask text.png", "text.png: not a readable mask"),

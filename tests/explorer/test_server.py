@@ -142,7 +142,7 @@ def test_fields_are_checked(client):
         ("interpolate", {"model": "vlae", "first": code, "second": code, "path": "linear", "steps": 65}, "steps"),
         ("complete", {"model": "vlae", "image": image, "rows": 9}, "rows must be an integer from 0 to 8"),
         ("complete", {"model": "vlae", "image": image, "rows": 2, "candidates": 10**6}, "candidates must be"),
-        ("complete", {"model": "vae", "image": image, "rows": 2}, "autoregressive decoder"),
+        ("complete", {"model": "dae", "image": image, "rows": 2}, "have none"),
     ]
     for verb, fields, reason in wrong:
         assert reason in client.refused(verb, **fields), (verb, fields)

@@ -131,7 +131,7 @@ def test_a_path_ends_where_its_ends_are(models, name, path):
 
 
 def test_completions_keep_what_is_given(models):
-    for name in ("vlae", "levels", "labels", "pixelcnn"):
+    for name in ("vlae", "levels", "labels", "pixelcnn", "vae", "ladder", "vqvae"):
         model = models[name]
         x = some_image(model)
         answer = bench(models, name).complete(pictures.to_page(x)[0], 3, 4, 6, seed=1, told=told(model))
@@ -141,8 +141,8 @@ def test_completions_keep_what_is_given(models):
         assert not torch.equal(done[:, :, 3:], x[:, :, 3:].expand(4, -1, -1, -1))
         assert len(set(answer["images"])) > 1
         assert all(0.999 < k <= 6.001 for k in answer["effective"])
-    with pytest.raises(VlaeError, match="autoregressive"):
-        bench(models, "vae").complete(pictures.to_page(some_image(models["vae"]))[0], 3, 1, 2, seed=0)
+    with pytest.raises(VlaeError, match="probability"):
+        bench(models, "dae").complete(pictures.to_page(some_image(models["dae"]))[0], 3, 1, 2, seed=0)
 
 
 def test_the_file_is_really_written(models):
@@ -174,7 +174,8 @@ def test_panels_say_why_they_are_not_there(models):
     assert "no latent code" in missing["pixelcnn"]["latents"]
     assert missing["pixelcnn"]["completion"] is None
     assert "discrete" in missing["vqvae"]["interpolation"]
-    assert "autoregressive" in missing["vae"]["completion"]
+    assert missing["vae"]["completion"] is None
+    assert "no probability" in missing["dae"]["completion"]
 
 
 def test_the_context_reaches_the_image(models):

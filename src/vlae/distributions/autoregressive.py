@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vlae.distributions.likelihoods import Likelihood, Pixelwise
+from vlae.distributions.likelihoods import Likelihood, Pixelwise, given_pixels
 from vlae.distributions.scan import Pixels, Visit, greedy
 from vlae.errors import VlaeError
 from vlae.nn.cached import FullForward, evaluator
@@ -143,16 +143,8 @@ class Autoregressive(Distribution):
             generator: noise for the unknown pixels.
             uniforms: or the noise itself, as in `sample`.
         """
-        shape = (*self.batch_shape, *self.event_shape)
-        if mask.dtype != torch.bool:
-            raise VlaeError(f"mask must be bool, True where a pixel is given; got {mask.dtype}")
-        try:
-            mask = mask.to(known.device).expand(shape)
-        except RuntimeError:
-            raise VlaeError(f"mask must broadcast to the images {list(shape)}; got {list(mask.shape)}") from None
-        if known.shape != shape:
-            raise VlaeError(f"known must be images of shape {list(shape)}; got {list(known.shape)}")
-        known = torch.where(mask, known, torch.zeros_like(known)).to(self.context.dtype)
+        known, mask = given_pixels(known, mask, (*self.batch_shape, *self.event_shape))
+        known = known.to(self.context.dtype)
         self.likelihood.check(known)
         schedule, u = self.schedule(), self._uniforms(generator, uniforms)
         kept, given, noise = schedule.arrange(known), schedule.arrange(mask), schedule.arrange(u)

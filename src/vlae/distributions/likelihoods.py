@@ -77,7 +77,11 @@ class Likelihood(nn.Module):
         if self.levels and bool(((x * scale - (x * scale).round()).abs() > tolerance).any()):
             raise VlaeError(
                 f"this likelihood has {self.levels} levels, multiples of 1/{scale}, and the images hold other values: "
-                + ("binarise them (binarize='dynamic')" if self.levels == 2 else "choose levels to fit the data")
+                + (
+                    "binarise them (binarize='dynamic'), or for grey pixels choose likelihood='continuous_bernoulli'"
+                    if self.levels == 2
+                    else "choose levels to fit the data"
+                )
             )
 
 
@@ -375,6 +379,49 @@ class Factorised(Distribution):
             expected = [*sample_shape, *self.batch_shape, *self.event_shape]
             raise VlaeError(f"uniforms must be one per sub-pixel, {expected}; got {list(uniforms.shape)}")
         return self.pixels.icdf(uniforms)
+
+    def complete(
+        self,
+        known: Tensor,
+        mask: Tensor,
+        generator: Generators = None,
+        uniforms: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Keeps the given pixels and samples the others: images [B, C, H, W], and log p(known | z) in nats, [B].
+
+        Given z the pixels say nothing of each other, so this is exact: a sample of p(unknown | known, z).
+
+        Args:
+            known: images [B, C, H, W] in [0, 1] that hold the given pixels; what is under unknown ones is ignored.
+            mask: bool, True where a pixel is given, of any shape that broadcasts to [B, C, H, W].
+            generator: noise for the unknown pixels.
+            uniforms: or the noise itself, as in `sample`.
+        """
+        known, mask = given_pixels(known, mask, (*self.batch_shape, *self.event_shape))
+        known = known.to(self.parameters.dtype)
+        self.likelihood.check(known)
+        if isinstance(self.pixels, PixelChannelMixture) and bool((mask != mask[:, :1]).any()):
+            raise VlaeError("with channel_means a pixel's colours are drawn together: give all of them or none")
+        drawn = self.sample(generator=generator, uniforms=uniforms)
+        log_known = torch.where(mask, self.pixels.log_prob(known), 0).flatten(1).sum(1)
+        return torch.where(mask, known, drawn), log_known
+
+
+def given_pixels(known: Tensor, mask: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """What `complete` is given, checked: images with zeros under the unknown pixels, and the mask in their shape.
+
+    Raises:
+        VlaeError: a mask that is not bool or does not broadcast to the images, images of another shape.
+    """
+    if mask.dtype != torch.bool:
+        raise VlaeError(f"mask must be bool, True where a pixel is given; got {mask.dtype}")
+    try:
+        mask = mask.to(known.device).expand(shape)
+    except RuntimeError:
+        raise VlaeError(f"mask must broadcast to the images {list(shape)}; got {list(mask.shape)}") from None
+    if known.shape != shape:
+        raise VlaeError(f"known must be images of shape {list(shape)}; got {list(known.shape)}")
+    return torch.where(mask, known, torch.zeros_like(known)), mask
 
 
 def make_likelihood(name: str, **options: Any) -> Likelihood:

@@ -71,9 +71,8 @@ class Workbench:
                 "latents": self.without_sliders(),
                 "interpolation": self.without_sliders(),
                 "completion": None
-                if model.autoregressive
-                else f"The pixels of a {type(model).__name__}'s image do not depend on each other given z: completion "
-                "needs an autoregressive decoder, such as VLAE's.",
+                if model.has_bound
+                else f"The codes of a {type(model).__name__} have no probability to be weighed by.",
             },
         }
 

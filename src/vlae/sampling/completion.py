@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlae.distributions.autoregressive import Autoregressive
-from vlae.distributions.iaf import IAFPosterior
-from vlae.distributions.posteriors import DiagonalGaussian
 from vlae.errors import VlaeError
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
@@ -45,16 +43,17 @@ def complete(
 ) -> Completion:
     """Draws the pixels that are not given from p(unknown | known), by importance resampling over candidates for z.
 
-    Each candidate z is decoded with the given pixels kept (`Autoregressive.complete`) and weighs p(z) / r(z) times the
-    probability of the given pixels on its way; one candidate is drawn by weight. The first round draws z from the
-    prior, r = p. Each further round draws half of its candidates from the prior and half from the posterior of the last
-    round's completion, r being the mixture of the two, so that no weight exceeds twice the prior's.
+    Each candidate z is decoded with the given pixels kept (`Autoregressive.complete`, `Factorised.complete`) and weighs
+    p(z) / r(z) times the probability of the given pixels on its way; one candidate is drawn by weight. The first round
+    draws z from the prior, r = p. Each further round draws half of its candidates from the prior and half from the
+    posterior of the last round's completion, r being the mixture of the two, so that no weight exceeds twice the
+    prior's.
 
-    What is exact: given z, pixels before the unknown ones in the scan. What is not, but becomes so as the candidates
-    grow in number: z, and given pixels after unknown ones.
+    What is exact: given z, pixels before the unknown ones in the scan, and all pixels of a factorised decoder. What is
+    not, but becomes so as the candidates grow in number: z, and given pixels after unknown ones.
 
     Args:
-        model: with an autoregressive decoder.
+        model: with a bound: any but the denoising autoencoder, whose codes have no probability to be weighed by.
         known: [B, C, H, W] in [0, 1], values anywhere but on the given pixels are ignored.
         mask: bool, True where a pixel is given; broadcasts to `known`.
         candidates: z's per image and round.
@@ -63,7 +62,7 @@ def complete(
         context: labels or attributes, of conditional models.
 
     Raises:
-        VlaeError: shapes, a count under 1, values that the likelihood does not have, a factorised decoder.
+        VlaeError: shapes, a count under 1, values that the likelihood does not have, a model without a bound.
     """
     if candidates < 1 or rounds < 1:
         raise VlaeError(f"candidates and rounds must be 1 or more; got {candidates} and {rounds}")
@@ -73,8 +72,10 @@ def complete(
         mask.expand(known.shape)
     except RuntimeError:
         raise VlaeError(f"mask must broadcast to the images {list(known.shape)}; got {list(mask.shape)}") from None
-    if not model.autoregressive:
-        raise VlaeError("completion needs an autoregressive decoder, such as VLAE's")
+    if not model.has_bound:
+        raise VlaeError(
+            f"completion weighs codes by their probability, and those of a {type(model).__name__} have none"
+        )
     context = model.check_context(context, len(known))
     generator = torch.Generator().manual_seed(seed)
     with model.evaluating():
@@ -99,10 +100,10 @@ class _Completer:
         self.mask = mask if mask.ndim < 4 or len(mask) == 1 else mask.repeat_interleave(candidates, 0)
 
     def run(self, rounds: int) -> Completion:
-        proposal: DiagonalGaussian | IAFPosterior | None = None
+        proposal: Any = None
         for _ in range(rounds):
             z, log_ratio = self.propose(proposal)
-            decoder = cast(Autoregressive, self.model.decode(z, **self.each_told))
+            decoder = self.model.decode(z, **self.each_told)
             images, log_known = decoder.complete(self.known, self.mask, generator=self.generator)
             log_weights = (log_ratio + log_known).view(self.batch, self.count)
             weights = log_weights.softmax(1)
@@ -114,17 +115,30 @@ class _Completer:
         log_evidence = log_weights.logsumexp(1) - math.log(self.count)
         return Completion(best.clamp(0, 1), 1 / weights.square().sum(1), log_evidence)
 
-    def propose(self, proposal: DiagonalGaussian | IAFPosterior | None) -> tuple[Tensor, Tensor]:
-        """z [B * candidates, *latent_shape] and log p(z) - log r(z)."""
+    def propose(self, proposal: Any) -> tuple[Any, Tensor]:
+        """z [B * candidates, *latent_shape], of a ladder one of each level, and log p(z) - log r(z)."""
         prior = self.model.prior(**self.told)
         z = prior.sample((self.batch * self.count,), generator=self.generator)
         if proposal is None:
-            return z, z.new_zeros(len(z))
+            return z, self.known.new_zeros(len(self.known))
         # The first half of each image's candidates is drawn anew: stratified, so that the mixture's shares are exact.
-        z = z.unflatten(0, (self.batch, self.count)).transpose(0, 1).contiguous()
         half = self.count // 2
-        z[:half] = proposal.sample((half,), self.generator)
+
+        def renew(values: Tensor, drawn: Tensor) -> Tensor:
+            values = values.unflatten(0, (self.batch, self.count)).transpose(0, 1).contiguous()
+            values[:half] = drawn
+            return values
+
+        z = _leveled(renew, z, proposal.sample((half,), self.generator))
         log_prior, log_proposal = prior.log_prob(z), proposal.log_prob(z)
-        shares = torch.tensor([half / self.count, 1 - half / self.count], dtype=z.dtype).log()
+        shares = torch.tensor([half / self.count, 1 - half / self.count], dtype=log_prior.dtype).log()
         log_mixture = torch.logaddexp(log_proposal + shares[0], log_prior + shares[1])
-        return z.transpose(0, 1).flatten(0, 1), (log_prior - log_mixture).t().flatten()
+        z = _leveled(lambda values: values.transpose(0, 1).flatten(0, 1), z)
+        return z, (log_prior - log_mixture).t().flatten()
+
+
+def _leveled(change: Callable[..., Tensor], *codes: Any) -> Any:
+    """What `change` makes of codes, level by level of a ladder's."""
+    if isinstance(codes[0], tuple):
+        return tuple(change(*levels) for levels in zip(*codes, strict=True))
+    return change(*codes)
