@@ -320,6 +320,42 @@ def test_a_run_that_was_killed_while_it_overwrote_another_loses_neither(finished
     assert not set_aside(finished)
 
 
+def test_a_run_that_came_to_nan_says_so_and_gives_way_to_the_next(here, line):
+    diverging = ["--optimizer.lr", "1e30", "--trainer.gradient_clip", "0"]
+    assert train(*diverging) == 2
+    said = line().removeprefix("vlae: error: ")
+    log = here / "outputs" / "tiny" / "logs" / "train.log"
+    assert "the bound on the validation images is NaN" in said and log.read_text().endswith(f" ERROR {said}\n")
+    for words in (["eval"], ["doctor", "--run", "outputs/tiny"], ["sample", "prior", "--model", "outputs/tiny"]):
+        assert main(words) == 2
+        assert line().endswith(f"outputs/tiny has no finished epoch: {said}")
+    assert train("--resume") == 2
+    assert "nothing to resume" in line()
+    assert main(["viz", "training-curves", "--run", "outputs/tiny"]) == 0
+    assert train() == 0
+    assert not (here / "outputs" / "tiny" / "grids").exists()
+    before = contents(here)
+    assert train() == 2
+    assert "exists" in line()
+    assert train("--run.overwrite", "true", *diverging) == 2
+    assert contents(here) == before
+
+
+def test_the_log_of_a_run_that_went_on_and_came_to_nan_tells_it(finished, line):
+    assert train("--resume", "--optimizer.lr", "1e30", "--trainer.gradient_clip", "0", epochs=2) == 2
+    said = line().removeprefix("vlae: error: ")
+    assert "--resume from the epoch before" in said
+    assert (finished / "logs" / "train.log").read_text().endswith(f" ERROR {said}\n")
+    assert main(["doctor", "--run", "outputs/tiny", "--images", "20"]) == 0
+    [found] = [
+        each
+        for each in json.loads((finished / "reports" / "doctor.json").read_text())["findings"]
+        if each["name"] == "instability"
+    ]
+    assert found["severity"] == "problem" and "numbers of 1 epoch are not finite" in found["evidence"]
+    assert train("--resume", epochs=2) == 0
+
+
 def test_a_model_that_was_being_replaced_when_the_process_died_is_named(tmp_path):
     path = vlae.VAE((1, 4, 4), latent_dim=2, architecture="mlp").save_pretrained(tmp_path / "model")
     os.rename(path, aside(path))

@@ -1,4 +1,4 @@
-"""A run on train+validation has no held-out bound: it keeps the last model and refuses early stopping."""
+"""A run on train+validation has no held-out bound: it keeps the last model and refuses what would watch the bound."""
 
 import pytest
 import torch
@@ -9,13 +9,14 @@ from vlae.training import run
 from vlae.training.task import OptimizerSettings
 
 
-def train(directory, **options):
+def train(directory, schedule="cosine", **options):
     torch.manual_seed(0)
     model = VLAE((1, 8, 8), latent_dim=2, decoder_layers=0, channels=2, encoder_widths=(2,), flow_hidden=(4,))
     settings = run.TrainerSettings(max_epochs=2, precision="32-true", progress_bar=False, **options)
     data = run.DataSettings("digits", binarize="dynamic", batch_size=500, split="train+validation")
     # Learning far too fast, so that the last model is not the best one.
-    return run.train(model, ELBO(), OptimizerSettings(lr=0.5), data, settings, directory, config="")
+    optimizer = OptimizerSettings(lr=0.5, schedule=schedule)
+    return run.train(model, ELBO(), optimizer, data, settings, directory, config="")
 
 
 def test_the_last_model_is_kept(tmp_path):
@@ -25,9 +26,14 @@ def test_the_last_model_is_kept(tmp_path):
     assert (saved / "model.safetensors").is_file()
 
 
-def test_early_stopping_is_refused(tmp_path):
-    with pytest.raises(VlaeError, match="held-out"):
-        train(tmp_path / "run", early_stopping=3)
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"early_stopping": 3}, "early stopping"), ({"schedule": "plateau"}, "plateau schedule")],
+)
+def test_what_watches_the_bound_is_refused(tmp_path, options, name):
+    with pytest.raises(VlaeError, match=f"{name} needs held-out images"):
+        train(tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("options", [{"devices": 0}, {"num_nodes": 0}, {"strategy": "fsdp"}, {"accelerator": "mps"}])

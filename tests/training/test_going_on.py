@@ -46,6 +46,40 @@ def test_a_lower_rate_is_taken_up(tmp_path, schedule):
     assert (group["weight_decay"], tuple(group["betas"])) == (0.1, (0.8, 0.9))
 
 
+@pytest.mark.parametrize(
+    "changed", [{"schedule": "cosine", "warmup_steps": 1}, {"schedule": "constant", "warmup_steps": 6}]
+)
+def test_from_the_first_step_on_the_rate_is_that_of_the_longer_training(tmp_path, monkeypatch, changed):
+    """Two epochs of two steps each, then four: the cosine of the two had come to 0, the warm-up to its end."""
+    rates: list[float] = []
+    step = torch.optim.Adamax.step
+
+    def recorded(self, *arguments, **options):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.Adamax, "step", recorded)
+    train(tmp_path / "whole", epochs=4, optimizer=changed)
+    whole, rates[:] = list(rates), []
+    train(tmp_path / "run", epochs=2, optimizer={**changed, "warmup_steps": 1})
+    rates.clear()
+    train(tmp_path / "run", epochs=4, optimizer=changed, resume=True)
+    assert len(whole) == 8 and rates == whole[4:]
+
+
+def test_a_checkpoint_of_the_time_when_the_plateau_took_an_epoch_more_goes_on(tmp_path):
+    """Its schedule holds PyTorch's number, which was ours then: what is asked for now is taken."""
+    settings = {"schedule": "plateau", "patience": 2}
+    train(tmp_path / "run", optimizer=settings, ema_decay=0.0)
+    last = tmp_path / "run" / "ckpts" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["lr_schedulers"][1]["patience"] = 2
+    torch.save(checkpoint, last)
+    train(tmp_path / "run", epochs=3, optimizer={**settings, "lr": 1e-6}, ema_decay=0.0, resume=True)
+    assert logged(tmp_path / "run", "train/lr")[1:] == [1e-6, 1e-6]
+    assert read_checkpoint(last)["optimizer_states"][0]["param_groups"][0]["lr"] == 5e-7
+
+
 def test_a_rate_that_the_plateau_has_halved_stays_halved(tmp_path):
     train(tmp_path / "run", optimizer={"schedule": "plateau"})
     last = tmp_path / "run" / "ckpts" / "last.ckpt"
@@ -181,7 +215,7 @@ def test_a_clip_of_zero_clips_nothing(tmp_path):
         {"lr": float("inf")},
         {"lr": float("nan")},
         {"warmup_steps": -1},
-        {"patience": -1},
+        {"patience": 0},
         {"weight_decay": -1.0},
         {"weight_decay": float("nan")},
         {"betas": (0.9, 1.0)},

@@ -1,5 +1,7 @@
 """A run that is overwritten is lost only once its successor has something to show."""
 
+import csv
+import math
 import subprocess
 import sys
 
@@ -16,12 +18,15 @@ from vlae.training.task import OptimizerSettings
 DIGITS = {"name": "digits", "binarize": "threshold", "limit": 64, "validation_limit": 20}
 
 
-def train(directory, objective=None, batch_size=32, split="train", model=None, **trainer):
+def train(directory, objective=None, batch_size=32, split="train", model=None, lr=2e-3, overwrite=True, **trainer):
     torch.manual_seed(0)
     model = model or VAE((1, 8, 8), latent_dim=2, architecture="mlp", widths=[4])
     settings = run.TrainerSettings(max_epochs=1, precision="32-true", progress_bar=False, **trainer)
     data = run.DataSettings(**DIGITS, batch_size=batch_size, split=split)
-    return run.train(model, objective or ELBO(), OptimizerSettings(), data, settings, directory, config="new")
+    optimizer = OptimizerSettings(lr=lr)
+    return run.train(
+        model, objective or ELBO(), optimizer, data, settings, directory, config="new", overwrite=overwrite
+    )
 
 
 def contents(directory):
@@ -65,6 +70,75 @@ def test_what_fails_before_an_epoch_does_not_stand_in_the_way(tmp_path, name):
     with pytest.raises(VlaeError):
         train(tmp_path / "run", **options)
     assert not any(tmp_path.iterdir())
+
+
+DIVERGING = {"lr": 1e30, "gradient_clip": 0.0}
+
+
+@pytest.fixture
+def diverged(tmp_path, caplog):
+    """A run whose first validation was NaN."""
+    caplog.set_level("INFO", logger="vlae")
+    with pytest.raises(VlaeError, match="validation images is NaN"):
+        train(tmp_path / "run", **DIVERGING)
+    return tmp_path / "run"
+
+
+def test_a_training_that_came_to_nan_leaves_what_tells_why(diverged):
+    assert sorted(path.name for path in diverged.iterdir()) == ["config.yaml", "logs"]
+    *_, epoch, end = (diverged / "logs" / "train.log").read_text().splitlines()
+    assert "epoch 1/1 | train: distortion" in epoch and "validation: distortion nan" in epoch
+    assert " ERROR training stopped after epoch 1: the bound on the validation images is NaN" in end
+    with (diverged / "logs" / "metrics.csv").open(newline="") as file:
+        [row] = csv.DictReader(file)
+    assert math.isnan(float(row["validation/elbo"])) and float(row["step"]) == 1
+
+
+def test_one_whose_every_step_was_bad_does_so_too(tmp_path):
+    class Broken(ELBO):
+        def compute(self, *arguments):
+            loss, bound = super().compute(*arguments)
+            return loss * math.nan, bound
+
+    for limit, steps in ((1, "1 step;"), (20, "2 steps in a row")):  # the limit is reached, or training is over before
+        with pytest.raises(VlaeError, match=f"stopped at step 0: the loss .* in {steps}.*optimizer.lr"):
+            train(tmp_path / "run", objective=Broken(), max_bad_steps=limit)
+        log = (tmp_path / "run" / "logs" / "train.log").read_text()
+        assert " ERROR training stopped at step 0" in log.splitlines()[-1]
+
+
+def test_it_gives_way_to_the_next_try(diverged):
+    settings = run.RunSettings("run", str(diverged.parent))
+    for _ in range(2):  # it may come to NaN again
+        assert run.choose_directory(settings, "", resume=False) == diverged
+        with pytest.raises(VlaeError, match="validation images is NaN"):
+            train(diverged, overwrite=False, **DIVERGING)
+        assert len((diverged / "logs" / "metrics.csv").read_text().splitlines()) == 2
+    train(diverged, overwrite=False)
+    assert "ERROR" not in (diverged / "logs" / "train.log").read_text()
+    with pytest.raises(VlaeError, match="exists"):
+        run.choose_directory(settings, "", resume=False)
+    assert [path.name for path in diverged.parent.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("name", ["ckpts/last.ckpt", "model/config.json", "notes.txt"])
+def test_it_does_not_where_there_is_more_in_it(diverged, name):
+    (diverged / name).parent.mkdir(exist_ok=True)
+    (diverged / name).write_text("mine")
+    before = contents(diverged)
+    with pytest.raises(VlaeError, match="exists"):
+        run.choose_directory(run.RunSettings("run", str(diverged.parent)), "", resume=False)
+    with pytest.raises(VlaeError, match="exists"):
+        train(diverged, overwrite=False)
+    assert contents(diverged) == before
+
+
+def test_it_leaves_the_run_that_it_was_to_replace_as_it_was(old):
+    before = contents(old)
+    with pytest.raises(VlaeError, match="validation images is NaN"):
+        train(old, **DIVERGING)
+    assert contents(old) == before
+    assert [path.name for path in old.parent.iterdir()] == ["run"]
 
 
 def test_a_successor_takes_the_place(old):

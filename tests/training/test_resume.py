@@ -36,7 +36,7 @@ def train(directory: Path, monkeypatch, stop_after=None, resume=False, objective
         return run.train(
             model,
             objective or ELBO(beta=Linear(0.2, 1.0), free_nats=2.0),
-            OptimizerSettings("adamax", lr=0.01, warmup_steps=5, schedule=schedule, patience=0),
+            OptimizerSettings("adamax", lr=0.01, warmup_steps=5, schedule=schedule, patience=1),
             run.DataSettings("digits", binarize="dynamic", batch_size=200),
             run.TrainerSettings(
                 max_epochs=epochs, precision="32-true", accelerator="cpu", devices=1, progress_bar=False

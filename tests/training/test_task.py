@@ -12,7 +12,7 @@ from vlae.data import Batches, ImageDataset
 from vlae.errors import VlaeError
 from vlae.evaluation import BITS
 from vlae.evaluation.collapse import levels_warning
-from vlae.models import VAE, LadderVAE
+from vlae.models import VAE, DenoisingAutoencoder, LadderVAE
 from vlae.objectives import ELBO
 from vlae.training import run
 from vlae.training.callbacks import AveragedWeights, EpochReport, collapse_warning, write_row
@@ -132,6 +132,19 @@ def test_too_many_bad_steps_stop_with_an_explanation():
         fit(small_task(poisoned(lambda call: call > 2), max_bad_steps=3))
 
 
+def test_when_no_step_could_be_taken_the_end_says_so():
+    """Fewer bad steps than would have stopped the training, in two epochs."""
+    with pytest.raises(VlaeError, match=r"at step 0: .*NaN or infinite in 16 steps in a row.*optimizer\.lr"):
+        fit(small_task(poisoned(lambda call: True)), epochs=2)
+    fit(small_task(poisoned(lambda call: call <= 8)), epochs=2)
+
+
+@pytest.mark.parametrize("noise", [math.inf, math.nan, -1.0])
+def test_noise_with_which_every_step_would_be_bad_is_refused(noise):
+    with pytest.raises(VlaeError, match=r"noise of the corruption 'gaussian' is .* finite"):
+        DenoisingAutoencoder((1, 4, 4), latent_dim=2, architecture="mlp", corruption="gaussian", noise=noise)
+
+
 def test_guard_counts_in_a_row():
     guard = BadStepGuard(2)
     guard.bad(1, 0.1)
@@ -181,10 +194,25 @@ def test_plateau_halves_the_rate_and_keeps_it_halved():
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     task = small_task()
-    task.settings = OptimizerSettings("adam", lr=1e-6, schedule="plateau", patience=0, warmup_steps=3)
+    task.settings = OptimizerSettings("adam", lr=1e-6, schedule="plateau", patience=1, warmup_steps=3)
     fit(task, epochs=5, callbacks=[Record()])
     assert rates[0] == pytest.approx(1e-6)
     assert rates[-1] <= 1e-6 / 4
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_plateau_waits_for_so_many_epochs_without_an_improvement(patience):
+    """The first epoch sets the mark; `patience` epochs later, none of them better, the rate is halved."""
+    rates = []
+
+    class Record(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    task = small_task()
+    task.settings = OptimizerSettings("adam", lr=1e-6, schedule="plateau", patience=patience)
+    fit(task, epochs=1 + patience + 1, callbacks=[Record()])
+    assert rates == [1e-6] * (1 + patience) + [5e-7]
 
 
 def test_step_seeds_are_distinct():

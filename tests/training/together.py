@@ -142,7 +142,7 @@ def train(directory: Path, stop_after: int | None = None, resume: bool = False) 
         run.train(
             models.VLAE((1, 8, 8), decoder_layers=1, weight_norm=True, **options),
             objectives.ELBO(free_nats=0.3, per="dimension"),
-            OptimizerSettings("adamax", lr=0.01, warmup_steps=3, schedule="plateau", patience=0),
+            OptimizerSettings("adamax", lr=0.01, warmup_steps=3, schedule="plateau", patience=1),
             run.DataSettings("digits", binarize="dynamic", batch_size=199, limit=600, validation_limit=100),
             run.TrainerSettings(max_epochs=2, precision="64-true", accelerator="cpu", progress_bar=False),
             directory,

@@ -225,8 +225,18 @@ def unsaved(run: Path) -> Path | None:
 def best_of(run: Path) -> Path:
     """The best checkpoint of a run."""
     if not (best := run / "ckpts" / "best.ckpt").is_file():
+        if why := error_of(run):
+            raise VlaeError(f"{run} has no finished epoch: {why}")
         raise VlaeError(f"{run} has no finished epoch ({best} is missing): train it, or --resume it")
     return best
+
+
+def error_of(run: Path) -> str:
+    """The error that a run's log ends with; empty where it ends with something else, or there is none."""
+    log = run / "logs" / "train.log"
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    words = lines[-1].split(maxsplit=3) if lines else []  # date, time, level, text
+    return words[3] if words[2:3] == ["ERROR"] else ""
 
 
 PRIOR = ("prior", "prior_options", "flow_steps", "flow_hidden", "flow_affine", "flow_order")  # arguments of a prior

@@ -39,13 +39,14 @@ from vlae.training.checkpoints import (
     best_of,
     check_resumable,
     check_training,
+    error_of,
     model_of,
     take_weights,
 )
 from vlae.training.checkpoints import read_checkpoint as read_checkpoint
 from vlae.training.devices import STRATEGIES, Layout, check_model, layout, strategy_for
 from vlae.training.speed import best_precision, can_compile
-from vlae.training.task import OptimizerSettings, Task
+from vlae.training.task import Diverged, OptimizerSettings, Task
 
 logger = logging.getLogger("vlae.training")
 
@@ -201,10 +202,10 @@ def train(
     if not training.training:
         raise VlaeError(f"training is on train or train+validation, not on the images of {training.split!r}")
     held_out = "validation" not in training.split
-    if trainer.early_stopping and not held_out:
-        raise VlaeError(
-            "early stopping needs held-out images, and this run trains on the validation split: switch it off"
-        )
+    watching = {"early stopping": trainer.early_stopping, "a plateau schedule": optimizer.schedule == "plateau"}
+    for name, wanted in watching.items():
+        if wanted and not held_out:
+            raise VlaeError(f"{name} needs held-out images, and this run trains on the validation split: switch it off")
     last = directory / "ckpts" / "last.ckpt"
     begun = {"started_from": start_from} if start_from else {}
     model.metadata = {"data": asdict(data), "protocol": training.protocol, **begun}
@@ -324,7 +325,7 @@ def check_source(start_from: str, directory: Path) -> None:
 def choose_directory(settings: RunSettings, default_name: str, resume: bool) -> Path:
     """The run's directory; refuses one that exists, unless it is to be resumed or overwritten. Changes nothing."""
     directory = Path(settings.root) / (settings.name or default_name)
-    if resume or not (directory.exists() or set_aside(directory)):
+    if resume or not (directory.exists() or set_aside(directory)) or has_diverged(directory):
         return directory
     if not settings.overwrite:
         raise VlaeError(
@@ -336,9 +337,18 @@ def choose_directory(settings: RunSettings, default_name: str, resume: bool) -> 
     return directory
 
 
-def _holds_something_else(directory: Path) -> bool:
-    """Whether there is more in a directory than a run that was killed at once has left."""
-    return directory.exists() and any(path.name != "logs" and path.suffix != ".tmp" for path in directory.iterdir())
+def _holds_something_else(directory: Path, *known: str) -> bool:
+    """Whether there is more in a directory than a run that was killed at once has left, beside what is known."""
+    left = ("logs", *known)
+    return directory.exists() and any(path.name not in left and path.suffix != ".tmp" for path in directory.iterdir())
+
+
+def has_diverged(directory: Path) -> bool:
+    """Whether a run came to NaN before it had weights to keep, so that it gives way to the next try.
+
+    Its curves may have been drawn since.
+    """
+    return bool(error_of(directory)) and not _holds_something_else(directory, "config.yaml", "grids")
 
 
 @contextmanager
@@ -346,18 +356,23 @@ def room_for(directory: Path, resume: bool, overwrite: bool) -> Iterator[None]:
     """The run's directory, new unless it is to be resumed.
 
     A run that was there is kept aside until its successor has finished an epoch. What fails before that comes to
-    nothing: the old run is put back, and without one no directory is left to stand in the way of the next try. Until it
-    ends, no other process may train into it or replace it.
+    nothing: the old run is put back, and without one no directory is left to stand in the way of the next try, but for
+    that of a run that diverged: its log tells why, and the next try replaces it. Until it ends, no other process may
+    train into it or replace it.
     """
     with ExitStack() as held:
         there = held.enter_context(holding(directory)) if directory.exists() else None
         old = _make_room(directory, resume, overwrite)
         if directory.stat().st_ino != there:
             held.enter_context(holding(directory))
+        diverged = False
         try:
             yield
+        except Diverged:
+            diverged = True
+            raise
         finally:
-            begun = resume or has_finished_an_epoch(directory)
+            begun = resume or has_finished_an_epoch(directory) or (diverged and not old)
             if not begun:
                 shutil.rmtree(directory, ignore_errors=True)
                 if old:
@@ -369,6 +384,8 @@ def room_for(directory: Path, resume: bool, overwrite: bool) -> Iterator[None]:
 def _make_room(directory: Path, resume: bool, overwrite: bool) -> Path | None:
     """The run's directory, made or swept; where the run is that it replaces."""
     old: Path | None = None
+    if has_diverged(directory):
+        shutil.rmtree(directory)
     if not (resume or overwrite):
         try:
             if set_aside(directory):  # it is to be put back first, not trained into
@@ -418,13 +435,19 @@ class LogFile(logging.FileHandler):
 
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Copies this package's log lines to a file as well as to the console."""
+    """Copies this package's log lines to a file as well as to the console, and to the file alone what ends the block.
+
+    That error the command prints.
+    """
     handler = LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("vlae")
     package.addHandler(handler)
     try:
         yield
+    except VlaeError as error:
+        handler.emit(logging.makeLogRecord({"levelname": "ERROR", "msg": str(error)}))
+        raise
     finally:
         package.removeHandler(handler)
         handler.close()

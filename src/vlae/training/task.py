@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -67,9 +67,11 @@ class OptimizerSettings:
             raise VlaeError(f"optimizer.lr must be positive; got {lr}")
         if not all(0 <= beta < 1 for beta in betas):
             raise VlaeError(f"optimizer.betas must be in [0, 1); got {betas}")
-        for key, value in (("warmup_steps", warmup_steps), ("patience", patience), ("weight_decay", weight_decay)):
+        for key, value in (("warmup_steps", warmup_steps), ("weight_decay", weight_decay)):
             if not 0 <= value < math.inf:
                 raise VlaeError(f"optimizer.{key} must not be negative; got {value}")
+        if patience < 1:
+            raise VlaeError(f"optimizer.patience must be at least 1; got {patience}")
         if not 0 <= final_lr <= 1:
             raise VlaeError(f"optimizer.final_lr is a fraction of optimizer.lr, from 0 to 1; got {final_lr}")
         if isinstance(frozen, str):
@@ -103,6 +105,11 @@ class OptimizerSettings:
         share = min(max(step - self.warmup_steps, 0) / max(total - self.warmup_steps, 1), 1.0)
         return warmup * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * share)))
 
+    @property
+    def bad_epochs(self) -> int:
+        """What PyTorch calls the patience of a plateau: it acts one epoch after it."""
+        return self.patience - 1
+
     def apply(self, checkpoint: dict[str, Any]) -> None:
         """Sets the optimiser and the schedules of a checkpoint, which are of the same kinds, to these settings.
 
@@ -117,7 +124,11 @@ class OptimizerSettings:
             if "base_lrs" in state:
                 state["base_lrs"] = [self.lr] * len(state["base_lrs"])
             if "patience" in state:
-                state["patience"] = self.patience
+                state["patience"] = self.bad_epochs
+
+
+class Diverged(VlaeError):
+    """A training has come to NaN or infinity: its settings are to blame, and its log tells how it came about."""
 
 
 class BadStepGuard:
@@ -135,11 +146,16 @@ class BadStepGuard:
         self.total += 1
         self.in_a_row += 1
         if self.in_a_row >= self.limit:
-            raise VlaeError(
-                f"training stopped at step {step}: the loss or its gradient was NaN or infinite in {self.in_a_row} "
-                f"steps in a row; lower optimizer.lr (now {lr:g}), add optimizer.warmup_steps, lower "
-                "trainer.gradient_clip or set trainer.precision=32-true, then --resume from the last checkpoint"
-            )
+            self.stop(step, lr)
+
+    def stop(self, step: int, lr: float) -> NoReturn:
+        """Ends a training whose latest steps were all skipped."""
+        steps = "1 step" if self.in_a_row == 1 else f"{self.in_a_row} steps in a row"
+        raise Diverged(
+            f"training stopped at step {step}: the loss or its gradient was NaN or infinite in {steps}; lower "
+            f"optimizer.lr (now {lr:g}), add optimizer.warmup_steps, lower trainer.gradient_clip or set "
+            "trainer.precision=32-true, then --resume from the last checkpoint, or train again where there is none"
+        )
 
 
 class Task(pl.LightningModule):
@@ -180,7 +196,7 @@ class Task(pl.LightningModule):
                     optimizer,
                     mode="max",
                     factor=0.5,
-                    patience=self.settings.patience,
+                    patience=self.settings.bad_epochs,
                     threshold=0.01,
                     threshold_mode="abs",
                 )
@@ -265,32 +281,50 @@ class Task(pl.LightningModule):
         if every.count:
             groups = bits_of_groups(self.model, every.bits_per_dimension)
             metrics |= {f"validation/bits_{name}": bits for name, bits in groups.items()}
-        self.refuse_nonsense(metrics)
         self.log_dict(metrics)  # the same in all processes
 
-    def refuse_nonsense(self, metrics: dict[str, float]) -> None:
+    def refuse_nonsense(self) -> None:
         """Stops a training whose bound on the validation images is no number, before these weights are kept."""
         names = ["distortion", "rate"] if self.model.has_bound else ["distortion"]
+        metrics = self.trainer.callback_metrics
         if all(math.isfinite(metrics.get(f"validation/{name}", 0.0)) for name in names):
             return
         advice = "train again with" if self.current_epoch == 0 else "--resume from the epoch before, with"
-        raise VlaeError(
+        raise Diverged(
             f"training stopped after epoch {self.current_epoch + 1}: the bound on the validation images is NaN or "
             f"infinite, so these weights are of no use and are not kept; {advice} a lower optimizer.lr (now "
             f"{self.settings.lr:g}), more optimizer.warmup_steps or a lower trainer.gradient_clip"
         )
 
     def on_train_start(self) -> None:
-        """Sets the data to the epoch at hand: Lightning restores a loader only within an epoch, not between two."""
+        """Sets the data and the rate to the epoch at hand.
+
+        Lightning restores a loader only within an epoch, not between two. A checkpoint's rate is of the schedule of its
+        time, which may have been over.
+        """
         loader: Any = self.trainer.train_dataloader
         loader.set_epoch(self.current_epoch)
+        schedule: Any = self.lr_schedulers()
+        if not isinstance(schedule, list):  # a plateau's rate is what the checkpoint says
+            groups = schedule.optimizer.param_groups
+            for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+                group["lr"] = base * factor(schedule.last_epoch)
+
+    def on_train_end(self) -> None:
+        """Stops a training that has come to its end without a single step."""
+        if self.guard.in_a_row and not self.global_step:
+            self.guard.stop(self.global_step, self.settings.lr)
 
     def on_train_epoch_start(self) -> None:
         """Starts the epoch's sums."""
         self.training_terms = []
 
     def on_train_epoch_end(self) -> None:
-        """Logs the epoch's training metrics and steps a plateau schedule."""
+        """Logs the epoch's training metrics and steps a plateau schedule.
+
+        The epoch has been reported by now and its weights have not been kept: a training that is of no use stops here.
+        """
+        self.refuse_nonsense()
         self.log_dict(self.training_metrics())
         schedulers: Any = self.lr_schedulers()
         if isinstance(schedulers, list):
