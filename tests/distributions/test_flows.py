@@ -192,3 +192,11 @@ def test_no_steps_are_the_standard_normal():
     prior, z = AutoregressiveFlowPrior(3, steps=0)(), torch.randn(5, 3)
     torch.testing.assert_close(prior.log_prob(z), torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1))
     assert prior.conditionals(z) is not None
+
+
+def test_a_prior_of_more_dimensions_than_hidden_units_depends_on_all_of_them():
+    torch.manual_seed(0)
+    prior = AutoregressiveFlowPrior(60, steps=1, hidden=(16, 16)).double()()
+    found = sum(jacobian(prior.noise_of, torch.randn(60).double()) != 0 for _ in range(30))  # ReLUs: not at every place
+    assert found[-1].all()
+    assert not found.triu(1).any()

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import zuko
 from torch.autograd.functional import jacobian
 
 from vlae import VlaeError
@@ -82,3 +83,38 @@ def test_made_takes_any_leading_shape():
 def test_impossible_made_is_refused(sizes):
     with pytest.raises(VlaeError):
         MADE(*sizes)
+
+
+# -- hidden layers that are narrower than the input -------------------------------------------------------------------
+
+
+def dependence(function, dimensions):
+    """Which output depends on which input, by autograd at random places: [outputs, inputs]."""
+    seen = torch.zeros(dimensions, dimensions, dtype=torch.bool)
+    for _ in range(30):
+        seen |= jacobian(function, torch.randn(dimensions).double()) != 0
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "hidden"), [(10, [4]), (10, [4, 3]), (40, [32, 32]), (5, [1]), (7, [6]), (6, [9, 2])]
+)
+def test_narrow_layers_see_far(dimensions, hidden):
+    torch.manual_seed(0)
+    made = MADE(dimensions, hidden, dimensions, activation=torch.nn.ELU).double()
+    seen = dependence(made, dimensions)
+    assert not seen.triu().any()
+    missed = seen.new_ones(dimensions, dimensions).tril(-1) & ~seen
+    assert missed.sum(1).max() <= -(-(dimensions - 1) // min(hidden)) + 1
+    assert not missed[-1].any(), "the last one sees all before it"
+
+
+@pytest.mark.parametrize("hidden", [[9], [10, 10], [64, 64], [100, 9]])
+def test_wide_layers_are_as_zuko_makes_them(hidden):
+    before = torch.ones(10, 10).tril(-1).bool().repeat_interleave(2, 0)
+    theirs = zuko.nn.MaskedMLP(before, hidden)
+    ours = MADE(10, hidden, 20).network
+    for name, mask in theirs.named_buffers():
+        assert torch.equal(mask, dict(ours.named_buffers())[name])
+    seen = dependence(MADE(10, hidden, 10, activation=torch.nn.ELU).double(), 10)
+    assert torch.equal(seen, seen.new_ones(10, 10).tril(-1))

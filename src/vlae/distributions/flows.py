@@ -14,6 +14,7 @@ from torch.distributions import Normal
 from vlae.distributions.latent import Prior, PriorModule
 from vlae.distributions.normal import log_normal
 from vlae.errors import VlaeError, require_positive
+from vlae.nn.masked import spread_degrees
 from vlae.noise import randn
 
 
@@ -124,9 +125,10 @@ def make_steps(
         shapes=shapes,
         hidden_features=list(hidden),
     )
-    return nn.ModuleList(
-        make(order=forward.flip(0) if order == "reversed" and step % 2 else forward) for step in range(steps)
-    )
+    made = [make(order=forward.flip(0) if order == "reversed" and step % 2 else forward) for step in range(steps)]
+    for step in made if latent_dim > 1 else ():  # a single dimension has nothing to depend on
+        spread_degrees(step.hyper, (step.order[:, None] > step.order).repeat_interleave(step.total, 0))
+    return nn.ModuleList(made)
 
 
 class AutoregressiveFlowPrior(PriorModule):

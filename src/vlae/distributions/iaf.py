@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 import torch
-import zuko
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
@@ -15,6 +14,7 @@ from vlae.distributions.bounded import soft_bounded_log
 from vlae.distributions.flows import check_order
 from vlae.distributions.normal import log_normal
 from vlae.errors import VlaeError, require_positive
+from vlae.nn.masked import masked_mlp
 from vlae.noise import Generators, randn
 
 OPEN_GATE = 2.0  # a new gate lets most of z through, sigmoid(2) = 0.88 (the paper: start at 1 to 2)
@@ -48,7 +48,7 @@ class IAFStep(nn.Module):
         self.gated = gated
         before = torch.ones(latent_dim, latent_dim).bool().triu(1) if backwards else _earlier(latent_dim)
         sees = torch.cat([before, torch.ones(latent_dim, context).bool()], 1).repeat_interleave(2, 0)
-        self.made = zuko.nn.MaskedMLP(sees, list(hidden))
+        self.made = masked_mlp(sees, hidden)
 
     def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """z [..., B, D] and the context [B, F] -> shift and log-scale [..., B, D]."""

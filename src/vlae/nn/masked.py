@@ -68,11 +68,43 @@ class MaskedConv2d(nn.Conv2d):
         return output[:, :, : input.shape[-2]]
 
 
+def masked_mlp(
+    adjacency: Tensor, hidden: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU
+) -> zuko.nn.MaskedMLP:
+    """A network whose output i depends on input j only where adjacency[i, j], bool [outputs, inputs]."""
+    network = zuko.nn.MaskedMLP(adjacency, list(hidden), activation=activation)
+    spread_degrees(network, adjacency)
+    return network
+
+
+def spread_degrees(network: zuko.nn.MaskedMLP, adjacency: Tensor) -> None:
+    """Gives layers that are narrower than there are kinds of outputs units of all kinds, instead of the first ones.
+
+    A hidden unit belongs to a kind of output (in a MADE: its degree) and sees what that may see. zuko deals the kinds
+    in order: with D dimensions and fewer units, no unit would see the later dimensions, and no output depend on them.
+    Here the units are spread over all kinds, so that an output misses at most the last D / units of its inputs. Wider
+    layers are left as they are.
+    """
+    kinds, of_output = adjacency.unique(dim=0, return_inverse=True)
+    within = kinds.double() @ kinds.double().t() == kinds.sum(-1)  # [i, j]: i may see all that j may
+    layers = [layer for layer in network if isinstance(layer, zuko.nn.MaskedLinear)]
+    mask = kinds
+    for layer in layers[:-1]:
+        reachable = mask.sum(-1).nonzero()[:, 0]
+        units, count = torch.arange(layer.out_features), len(reachable)
+        # The last of each share: the widest kind is among them.
+        dealt = units % count if len(units) >= count else (units + 1) * count // len(units) - 1
+        layer.mask.copy_(mask[reachable[dealt]])
+        mask = within[:, reachable[dealt]]
+    layers[-1].mask.copy_(mask[of_output])
+
+
 class MADE(nn.Module):
     """Masked autoencoder for distribution estimation (Germain et al. 2015, arXiv 1502.03509).
 
     `outputs` is a multiple of `inputs`; they come in blocks of outputs / inputs per input, and block i depends on
-    inputs before i only. [..., inputs] -> [..., outputs].
+    inputs before i only: on all of them, if the hidden layers are at least as wide (see `spread_degrees`).
+    [..., inputs] -> [..., outputs].
 
     Example:
         >>> made = MADE(10, 32, 10)
@@ -100,7 +132,7 @@ class MADE(nn.Module):
             self.network = None
         else:
             before = torch.ones(inputs, inputs).tril(-1).bool().repeat_interleave(outputs // inputs, dim=0)
-            self.network = zuko.nn.MaskedMLP(before, widths, activation=activation)
+            self.network = masked_mlp(before, widths, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
