@@ -65,7 +65,7 @@ def test_a_whole_study(tmp_path):
             "cells": [
                 {"name": "one", "x": {"layers": 1}, "published": {"nll": 80.5}, "group": "g", "note": "n"},
                 {"name": "two", "data": {"binarize": "static"}, "seed": 4},
-                {"name": "given", "pretrained": "mnist-dynamic"},
+                {"name": "given", "pretrained": "mnist-dynamic", "data": {"name": "mnist"}},
             ],
             "budgets": {"minutes": 100, "full": None},
             "measure": {"only": ["bound"], "limit": 30, "split": "validation", "seed": 5},
@@ -110,6 +110,10 @@ def test_a_base_may_be_a_shipped_configuration(tmp_path):
         ({"cells": [{"name": "a", "objective": {"class_path": "ELBOW"}}]}, "cell 'a': unknown objective 'ELBOW'"),
         ({"cells": [{"name": "a", "pretrained": "p", "run": "r"}]}, "one of pretrained and run"),
         ({"cells": [{"name": "a", "pretrained": "p", "seed": 3}]}, "not trained here, so seed says nothing"),
+        (
+            {"cells": [{"name": "a", "pretrained": "caltech101"}]},
+            "trained on caltech101_silhouettes and the base's data",
+        ),
         ({"cells": [{"name": "a", "published": {"nl": 3}}]}, "published: unknown key 'nl'; did you mean 'nll'"),
         ({"cells": [{"name": "a", "published": {"nll": "low"}}]}, "nll must be a number"),
         ({"base": {}}, "cell 'one': no model"),

@@ -6,7 +6,8 @@ Its format is YAML; `configs/experiments/receptive-field.yaml` is an example of 
     base                a configuration of `vlae train`, or the name of a shipped one
     cells               each a name, and what differs from the base; instead of a training, `pretrained: NAME` or
                         `run: DIRECTORY`. Besides: `published` numbers by metric, `x` numbers for axes and columns, a
-                        `group` (a line of its own in plots), a `note`
+                        `group` (a line of its own in plots), a `note`. A finished model is measured on the base's
+                        data, unless it has `data` of its own: they are asked for where it was trained on another set
     budgets             names for numbers of training images shown to each cell; null: what the base says. The first is
                         the default
     measure             settings of the evaluation, and on which images: `split`, and the first `limit` of it
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -32,6 +34,8 @@ from vlae.errors import VlaeError
 from vlae.evaluation.metrics import METRICS
 from vlae.evaluation.suite import Settings
 from vlae.experiments.columns import STUDY
+from vlae.models.saving import CONFIG as MODEL
+from vlae.models.saving import locate
 from vlae.training.configuration import check, check_yaml, find_config, shipped
 
 CONFIG = ("model", "data", "objective", "optimizer", "trainer", "seed", "start_from")
@@ -239,7 +243,23 @@ def _cell(content: Any, base: dict[str, Any]) -> Cell:
         check(config, where)
     elif extra := [key for key in content if key in CONFIG and key != "data"]:
         raise VlaeError(f"{where}: it is not trained here, so {extra[0]} says nothing; only data may be given")
+    elif "data" not in content:
+        _same_data(cell, where)
     return cell
+
+
+def _same_data(cell: Cell, where: str) -> None:
+    """Refuses a finished model of other data than the base's: measured on these its numbers would mean nothing."""
+    try:
+        saved = json.loads((locate(cell.pretrained or cell.run) / MODEL).read_text())
+        own = saved["metadata"]["data"]["name"]
+    except (VlaeError, OSError, ValueError, KeyError, TypeError):
+        return  # there is no such model (yet), or it does not say: the evaluation will find out
+    if (data := cell.config.get("data")) and data["name"] != own:
+        raise VlaeError(
+            f"{where}: its model was trained on {own} and the base's data are {data['name']}: give the cell its data, "
+            f"such as {{name: {own}}}"
+        )
 
 
 def _budgets(content: Any) -> dict[str, int | None]:
