@@ -7,6 +7,7 @@ import torch
 
 from vlae import VlaeError
 from vlae.distributions.codemaps import CodeMapPrior
+from vlae.distributions.scan import greedy
 from vlae.nn.quantise import CodePixelCNN
 
 STACKS = ["two", "slanted", "plain", "row_lstm", "attention"]
@@ -99,3 +100,11 @@ def test_wavefront_equals_raster(stacks):
     images = make(stacks, codes=6, shape=(4, 5)).of_images(3)
     uniforms = torch.rand(3, 1, 4, 5, dtype=torch.float64)
     assert torch.equal(images.sample(uniforms=uniforms), images.sample(uniforms=uniforms, method="raster"))
+
+
+def test_a_scan_says_what_can_be_scanned():
+    prior = make()
+    with pytest.raises(VlaeError, match="of_images") as caught:
+        prior.scan(greedy, 2)
+    assert len(str(caught.value).splitlines()) == 1
+    assert prior.of_images(2).scan(greedy).shape == (2, 1, 2, 2)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from vlae import VlaeError
 from vlae.distributions import AR1, DeltaPrior, DiagonalGaussian, rate_per_dimension
 from vlae.distributions.delta import minimum_rate
 from vlae.distributions.posteriors import kl_ar1_per_dimension
@@ -90,3 +91,9 @@ def test_conditionals_are_those_of_a_first_order_process():
 def test_repr_tells_the_committed_rate():
     assert repr(DeltaPrior(64)) == "DeltaPrior(alpha=0.95, minimum_rate=21.1 nats)"
     assert isinstance(DeltaPrior(2)(), AR1)
+
+
+def test_alpha_and_rate_contradict_each_other():
+    assert DeltaPrior(4).alpha == 0.95
+    with pytest.raises(VlaeError, match="alpha or rate"):
+        DeltaPrior(8, alpha=0.1, rate=2.0)

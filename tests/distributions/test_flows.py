@@ -200,3 +200,19 @@ def test_a_prior_of_more_dimensions_than_hidden_units_depends_on_all_of_them():
     found = sum(jacobian(prior.noise_of, torch.randn(60).double()) != 0 for _ in range(30))  # ReLUs: not at every place
     assert found[-1].all()
     assert not found.triu(1).any()
+
+
+@pytest.mark.parametrize("kind", ["affine", "spline"])
+def test_mixed_precision_leaks_no_mass(kind):
+    """The networks compute in 16 bits; the density that they parametrise is one all the same."""
+    torch.manual_seed(0)
+    module = AutoregressiveFlowPrior(2, steps=4) if kind == "affine" else SplineFlowPrior(2, steps=2)
+    for parameter in module.parameters():
+        parameter.data.mul_(2)
+    side = torch.linspace(-14, 14, 1401)
+    z = torch.cartesian_prod(side, side)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        log_prob = module().log_prob(z)
+    assert log_prob.dtype == torch.float32
+    mass = log_prob.double().exp().sum() * (side[1] - side[0]).double() ** 2
+    assert abs(mass - 1) < 1e-3

@@ -244,3 +244,30 @@ def test_features_are_mean_scale_and_context():
 def test_impossible_posteriors_are_refused(shape, options, message):
     with pytest.raises(VlaeError, match=message):
         make_posterior("iaf", shape, 8, **options)
+
+
+def test_networks_narrower_than_z_cut_nothing_off():
+    q = posterior(12, batch=1, steps=1, hidden=(5, 5))
+    for parameter in q.steps[0].made.parameters():
+        torch.nn.init.uniform_(parameter)  # no path off by chance
+    seen = jacobian(lambda base: q._forward(base[None])[0][0], torch.rand(12).double()) != 0
+    assert seen[11].all() and not seen.triu(1).any()
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_a_sample_that_was_changed_in_place_is_another_z(mode):
+    q = posterior(3)
+    with mode():
+        z = q.rsample((4,), seeded())
+        kept = q.log_prob(z)
+        torch.testing.assert_close(kept, q.log_prob(z.clone()))
+        z += 0.5
+        assert (q.log_prob(z) - kept).abs().min() > 1e-3
+        torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()))
+
+
+def test_log_prob_of_a_sample_in_inference_mode():
+    q = posterior(3)
+    with torch.inference_mode():
+        z = q.sample((4,), seeded())
+        torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()))

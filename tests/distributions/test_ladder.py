@@ -227,3 +227,9 @@ def test_another_number_of_levels_is_refused(posterior, prior, count):
     for use in (prior.log_prob, prior.noise_of, posterior().log_prob):
         with pytest.raises(VlaeError, match=f"3 tensors, one per level of z; got {count}"):
             use(z)
+
+
+def test_a_ladder_is_not_scanned(prior):
+    with pytest.raises(VlaeError, match=r"use sample\(\)") as caught:
+        prior.scan(lambda sites, conditional: conditional.mean, 2)
+    assert len(str(caught.value).splitlines()) == 1

@@ -15,6 +15,7 @@ from vlae.distributions import (
     NormalMixture,
     VampPrior,
 )
+from vlae.distributions.scan import greedy
 
 
 def seeded(seed=1):
@@ -198,3 +199,10 @@ def test_a_vamp_prior_refuses_posteriors_that_are_not_gaussian():
     head = IAFHead((2,), 3, hidden=(4,)).double()
     with pytest.raises(VlaeError, match=r"mixes Gaussian posteriors, not IAFPosterior"):
         VampPrior((2,), (1, 2, 2)).double()(lambda images: head(torch.zeros(len(images), 7).double()))
+
+
+@pytest.mark.parametrize("module", [MixturePrior((3,)), AutoregressiveMixturePrior(3)], ids=lambda m: type(m).__name__)
+def test_mixtures_have_no_most_likely_value_to_take(module):
+    with pytest.raises(VlaeError, match="mode") as caught:
+        module().scan(greedy, 2)
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,5 +1,6 @@
 """Latent maps, priors and posteriors by name, and the bound they make together."""
 
+import copy
 import math
 
 import pytest
@@ -97,6 +98,8 @@ def test_latent_maps_keep_their_place():
         {"posterior_options": {"mean_norm": -1.0}},
         {"posterior": "iaf", "prior": "vamp"},
         {"prior": "vamp", "posterior_options": {"mean_norm": 0.5}},
+        {"prior": "vamp", "prior_options": {"image_shape": (1, 4, 4)}},
+        {"prior": "spline", "flow_steps": 7},
     ],
 )
 def test_what_does_not_fit_is_refused_with_one_line(options):
@@ -186,3 +189,39 @@ def test_the_steps_of_a_flow_may_stand_among_the_priors_options():
     assert len(model.prior_module.steps) == 2
     none = vlae.VAE((1, 8, 8), latent_dim=3, flow_steps=2, prior_options={"steps": 0})
     assert type(none.prior()).__name__ == "StandardNormal"
+
+
+@pytest.mark.parametrize(("kind", "usual", "other"), [("vae", 0, 2), ("vlae", 2, 4)])
+@pytest.mark.parametrize("prior", ["normal", *VECTOR_PRIORS])
+def test_steps_that_no_flow_takes_are_refused_by_name(kind, usual, other, prior):
+    options = {"prior": prior, "prior_options": SMALL.get(prior, {})}
+    with pytest.raises(VlaeError, match=rf"flow_steps={other} are .*'{prior}': set flow_steps to 0, .*prior_options"):
+        small(kind, **options, flow_steps=other)
+    for steps in (0, usual):
+        small(kind, **options, flow_steps=steps)
+
+    class Own(vlae.VAE if kind == "vae" else vlae.VLAE):
+        def __init__(self):
+            super().__init__((1, 6, 5), **options)
+
+    Own()
+
+
+@pytest.mark.parametrize("widths", [[8], [4, 4]])
+def test_pseudo_inputs_leave_the_running_averages_to_the_images(widths):
+    options = {"latent_dim": 3, "architecture": "conv", "widths": widths}
+    torch.manual_seed(0)
+    model = vlae.VAE((1, 8, 8), prior="vamp", prior_options={"components": 5}, **options).train()
+    images, before = torch.rand(6, 1, 8, 8).round(), copy.deepcopy(model.encoder.state_dict())
+    prior = model.prior()
+    assert all(torch.equal(value, before[name]) for name, value in model.encoder.state_dict().items())
+    pseudo = copy.deepcopy(model).encode(model.prior_module.pseudo_inputs)
+    torch.testing.assert_close(prior.means.t(), pseudo.mean)  # in training normalised by their own
+    alone = copy.deepcopy(model)
+    alone.encode(images)
+    model.elbo(images)
+    for (name, value), expected in zip(model.encoder.named_buffers(), alone.encoder.buffers(), strict=True):
+        assert torch.equal(value, expected), name
+    assert any((value != before[name]).any() for name, value in model.encoder.state_dict().items())
+    pseudo = model.eval().encode(model.prior_module.pseudo_inputs)
+    torch.testing.assert_close(model.prior().means.t(), pseudo.mean)

@@ -111,6 +111,10 @@ def test_what_no_model_can_be_is_refused_with_one_line(options):
         {"architecture": "conv", "widths": []},
         {"architecture": "resnet", "widths": [4, 0]},
         {"architecture": "mlp", "widths": [-1]},
+        {"beta": "x"},
+        {"beta": -1.0},
+        {"beta": float("nan")},
+        {"beta": None},
     ],
 )
 def test_what_no_vae_can_be_is_refused_with_one_line(options):
@@ -168,3 +172,13 @@ def test_residual_networks_have_the_papers_blocks_and_are_mirrors():
         (32 * 4 * 4, 450),
         (450, 128),
     ]
+
+
+def test_normalisation_over_one_number_is_refused_with_one_line():
+    model, x = vlae.VAE((1, 8, 8), latent_dim=2, widths=[4, 4, 4]), torch.zeros(1, 1, 8, 8)
+    with pytest.raises(VlaeError, match="2 images or more") as caught:
+        model.train().encode(x)
+    assert len(str(caught.value).splitlines()) == 1
+    model.encode(x.expand(2, -1, -1, -1))
+    model.eval().encode(x)
+    vlae.VAE((1, 8, 8), latent_dim=2, widths=[4, 4]).train().encode(x)  # of one image, but of 2x2 numbers

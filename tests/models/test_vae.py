@@ -203,3 +203,30 @@ def test_a_posterior_without_a_variance_has_no_log_var():
     with pytest.raises(VlaeError, match="IAFPosterior"):
         model(torch.zeros(2, 1, 4, 4))
     assert model.compute_loss(torch.zeros(2, 1, 4, 4)).loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_classes": 10, "classes": 3}, "num_classes and classes say the same"),
+        ({"hidden_dim": 5, "widths": [3]}, "hidden_dim and widths say the same"),
+        ({"hidden_dim": 5, "hidden_dims": [3]}, "hidden_dim and hidden_dims say the same"),
+        ({"input_dim": 784, "image_size": 28}, "input_dim and image_size say the same"),
+        ({"hidden_dims": 400}, "hidden_dims is a list"),
+        ({"image_size": 28.0}, "image_size is a whole number"),
+        ({"image_size": None}, "image_size is a whole number"),
+        ({"image_size": [28]}, "image_size is a whole number"),
+        ({"architecture": "conv", "input_dim": 784}, "input_dim"),
+    ],
+)
+def test_a_textbooks_words_that_contradict_each_other(config, message):
+    with pytest.raises(VlaeError, match=message):
+        VAE.from_config(config)
+
+
+def test_grey_images_are_told_of_their_likelihood():
+    model = VAE.from_config({"architecture": "mlp", "input_dim": 64, "latent_dim": 2})
+    with pytest.raises(VlaeError, match="likelihood='continuous_bernoulli'"):
+        model(torch.rand(3, 1, 8, 8))
+    grey = VAE.from_config({"input_dim": 64, "latent_dim": 2, "likelihood": "continuous_bernoulli"})
+    assert grey.compute_loss(torch.rand(3, 1, 8, 8)).loss.isfinite()

@@ -24,6 +24,18 @@ def test_nearest_is_the_nearest_by_brute_force():
     assert torch.equal(book(book.nearest(z)), book.vectors[distances.argmin(-1)])
 
 
+@pytest.mark.parametrize("offset", [0, 10, 1000])
+def test_nearest_does_not_care_where_the_origin_is(offset):
+    torch.manual_seed(0)
+    z = offset + 0.1 * torch.randn(500, 8)  # single precision, as in training
+    book = Codebook(16, 8)
+    book.vectors.copy_(offset + 0.1 * torch.randn(16, 8))
+    distances = torch.cdist(z.double(), book.vectors.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    # Of two that are as near as float32 can tell, either will do.
+    chosen = distances.gather(1, book.nearest(z)[:, None])[:, 0]
+    assert (chosen - distances.min(1).values).max() < 1e-3
+
+
 def test_nearest_is_not_in_16_bits():
     book = Codebook(2, 1)
     book.vectors.copy_(torch.tensor([[1.0], [1.001]]))

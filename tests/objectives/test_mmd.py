@@ -127,7 +127,17 @@ def test_maps_ladders_and_conditional_models(tiny_vae, binary):
 
 
 @pytest.mark.parametrize(
-    "options", [{"alpha": 1.5}, {"lambda_": 0.5}, {"kernel": "cosine"}, {"bandwidth": 0.0}, {"alpha": float("nan")}]
+    "options",
+    [
+        {"alpha": 1.5},
+        {"lambda_": 0.5},
+        {"kernel": "cosine"},
+        {"bandwidth": 0.0},
+        {"alpha": float("nan")},
+        {"lambda_": float("inf")},
+        {"alpha": -float("inf"), "lambda_": float("inf")},
+        {"bandwidth": float("inf")},
+    ],
 )
 def test_bad_options_are_refused(options):
     with pytest.raises(VlaeError):

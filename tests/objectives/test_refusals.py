@@ -180,3 +180,27 @@ def test_nothing_is_trained_on_held_out_images(tmp_path):
     with pytest.raises(VlaeError, match=r"train or train\+validation"):
         run.train(factorised(), ELBO(), OptimizerSettings(), data, trainer, tmp_path / "run", "new")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("beta", [Linear(-1, 1), Linear(float("nan"), 1), Linear(1, float("inf")), "x", None, -1.0])
+def test_a_weight_is_no_negative_number_at_any_time(beta):
+    with pytest.raises(VlaeError, match="must be a number of 0 or more, or a schedule"):
+        ELBO(beta=beta)
+
+
+@pytest.mark.parametrize(
+    "options", [{"step": 2}, {"step": 0}, {"tolerance": -1}, {"minimum": 0}, {"step": float("nan")}]
+)
+def test_soft_free_bits_move_by_shares(options):
+    with pytest.raises(VlaeError, match="step between 0 and 1"):
+        SoftFreeBits(1.0, **options)
+    with pytest.raises(VlaeError, match="target_nats"):
+        SoftFreeBits(float("nan"))
+
+
+def test_only_terms_are_terms():
+    with pytest.raises(VlaeError, match="got a GECO"):
+        WithTerms([GECO(80.0)])
+    with pytest.raises(VlaeError, match="got a ELBO"):
+        WithTerms([LatentNoise(0.1), ELBO()])
+    assert len(WithTerms(LatentNoise(0.1)).terms) == 1

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from vlae.distributions.autoregressive import Autoregressive
 from vlae.distributions.latent import Prior
@@ -37,6 +37,10 @@ class CodeMapPrior(Prior):
         """The same distribution over images of levels, `count` times."""
         no_maps = self.like.new_zeros(count, 0, *self.event_shape)
         return Autoregressive(self.network, Categorical(self.codes), no_maps, (1, *self.event_shape), temperature)
+
+    def conditionals(self, z: Tensor) -> Distribution:
+        """Raises: to be scanned, codes have to be levels."""
+        raise VlaeError("codes are scanned as an image of levels: take of_images(count).scan(visit); or use sample()")
 
     def log_prob_per_dimension(self, z: Tensor) -> Tensor:
         """log p(k_i | earlier codes) in nats, [..., h, w]; sums to `log_prob`."""

@@ -96,13 +96,17 @@ class DeltaPrior(PriorModule):
 
     Args:
         latent_dim: dimensions of z.
-        alpha: in [0, 1), how much of z_{t-1} remains in z_t.
+        alpha: in [0, 1), how much of z_{t-1} remains in z_t; 0.95 if neither is given.
         rate: or the committed rate in nats, from which alpha follows.
     """
 
-    def __init__(self, latent_dim: int, alpha: float = 0.95, rate: float | None = None):
+    def __init__(self, latent_dim: int, alpha: float | None = None, rate: float | None = None):
         super().__init__((latent_dim,))
         require_positive("latent_dim", latent_dim)
+        if alpha is not None and rate is not None:
+            raise VlaeError("give alpha or rate of the delta prior, not both: each follows from the other")
+        if alpha is None and rate is None:
+            alpha = 0.95
         if rate is not None:
             most = minimum_rate(LARGEST_ALPHA, latent_dim)
             if not 0 <= rate <= most or latent_dim == 1:
@@ -111,7 +115,7 @@ class DeltaPrior(PriorModule):
                     f"(2 dimensions at least); got {rate}"
                 )
             alpha = brentq(lambda a: minimum_rate(a, latent_dim) - rate, 0, LARGEST_ALPHA, xtol=1e-14)
-        if not 0 <= alpha < 1:
+        if alpha is None or not 0 <= alpha < 1:
             raise VlaeError(f"alpha of the delta prior must be at least 0 and less than 1; got {alpha}")
         self.alpha = float(alpha)
 

@@ -127,8 +127,14 @@ def make_steps(
     )
     made = [make(order=forward.flip(0) if order == "reversed" and step % 2 else forward) for step in range(steps)]
     for step in made if latent_dim > 1 else ():  # a single dimension has nothing to depend on
+        step.hyper.register_forward_hook(_in_full_precision)
         spread_degrees(step.hyper, (step.order[:, None] > step.order).repeat_interleave(step.total, 0))
     return nn.ModuleList(made)
+
+
+def _in_full_precision(network: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """In mixed precision the network computes in 16 bits; what the transform makes of it must not: mass would leak."""
+    return output.to(inputs[0].dtype)
 
 
 class AutoregressiveFlowPrior(PriorModule):

@@ -65,14 +65,19 @@ def _earlier(latent_dim: int) -> Tensor:
     return torch.ones(latent_dim, latent_dim).bool().tril(-1)
 
 
+def version(z: Tensor) -> int:
+    """How often z was changed in place; 0 of tensors of the inference mode, which don't count it."""
+    return 0 if z.is_inference() else z._version
+
+
 class IAFPosterior(Distribution):
     r"""z = f_T(... f_1(z_0)), z_0 ~ N(mean, diag(stddev^2)), for autoregressive steps given the context.
 
     .. math:: \log q(z|x) = \log N(z_0; mean, stddev^2) - \sum_t \sum_i \log scale_{t,i}(z_{t-1}, h)
 
     Sampling takes one pass per step. log q of the latest sample is known from drawing it: `log_prob` and
-    `log_prob_per_dimension` recognise that tensor (the very object). Any other z is inverted exactly, one dimension
-    after the other, D passes per step. Batch shape [B], event shape [D].
+    `log_prob_per_dimension` recognise that tensor (the very object, unchanged). Any other z is inverted exactly, one
+    dimension after the other, D passes per step. Batch shape [B], event shape [D].
 
     Args:
         mean: of z_0, [B, D].
@@ -88,7 +93,7 @@ class IAFPosterior(Distribution):
     def __init__(self, mean: Tensor, log_stddev: Tensor, context: Tensor, steps: Sequence[Step]):
         self.base_mean, self.base_log_stddev = mean, log_stddev
         self.context, self.steps = context, steps
-        self._latest: tuple[Tensor, Tensor] | None = None
+        self._latest: tuple[Tensor, int, Tensor] | None = None
         super().__init__(mean.shape[:1], mean.shape[1:], validate_args=False)
 
     @property
@@ -100,7 +105,7 @@ class IAFPosterior(Distribution):
         """Reparametrised samples [*sample_shape, B, D]; `generator` may be one per image."""
         noise = randn(sample_shape, self.base_mean.shape[0], self.event_shape, generator, self.base_mean)
         z, log_scales = self._forward(self.base_mean + self.base_log_stddev.exp() * noise)
-        self._latest = z, log_normal(noise) - self.base_log_stddev - log_scales
+        self._latest = z, version(z), log_normal(noise) - self.base_log_stddev - log_scales
         return z
 
     def sample(self, sample_shape: Sequence[int] = torch.Size(), generator: Generators = None) -> Tensor:
@@ -110,8 +115,8 @@ class IAFPosterior(Distribution):
 
     def log_prob_per_dimension(self, z: Tensor) -> Tensor:
         """Each dimension's share of log q(z|x) in nats, [..., B, D]; sums to `log_prob`."""
-        if self._latest is not None and z is self._latest[0]:
-            return self._latest[1]
+        if self._latest is not None and z is self._latest[0] and version(z) == self._latest[1]:
+            return self._latest[2]
         base, log_scales = self._inverse(z)
         noise = (base - self.base_mean) * (-self.base_log_stddev).exp()
         return log_normal(noise) - self.base_log_stddev - log_scales

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal, constraints, kl_divergence
 
+from vlae.distributions.scan import Visit
 from vlae.errors import VlaeError
 from vlae.noise import Generators, randn
 
@@ -118,6 +120,10 @@ class LadderPrior(Hierarchy):
         """As `rsample`, without gradients."""
         with torch.no_grad():
             return self.rsample(sample_shape, generator, temperature)
+
+    def scan(self, visit: Visit, count: int) -> NoReturn:
+        """Raises: a scan makes one tensor, and z is a tuple of them."""
+        raise VlaeError("the prior of a ladder is drawn level by level, not scanned: use sample() or from_noise()")
 
     @torch.no_grad()
     def from_noise(self, noise: Tensor) -> tuple[Tensor, ...]:

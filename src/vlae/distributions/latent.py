@@ -63,8 +63,9 @@ class Prior(Distribution):
         """One value at a time, in the order of memory: [count, *shape] of what `visit(sites, conditional)` returns."""
         z = self.like.new_zeros(count, *self.event_shape)
         for number in range(self.event_shape.numel()):
+            every = self.conditionals(z)
             sites, index = self._site(number)
-            z[index] = visit(sites, self._at(self.conditionals(z), index))
+            z[index] = visit(sites, self._at(every, index))
         return z
 
     def _site(self, number: int) -> tuple[Dimensions | Pixels, Index]:

@@ -42,6 +42,11 @@ class NormalMixture(MixtureSameFamily):
         t = (value[..., None] - self.means) * (-self.log_scales).exp()
         return (self.log_weights + log_normal(t) - self.log_scales).logsumexp(-1)
 
+    @property
+    def mode(self) -> Tensor:
+        """Raises: it has no closed form."""
+        raise VlaeError("the mode of a mixture of normals has no closed form: take its mean, or draw from it")
+
     def noise_of(self, value: Tensor) -> Tensor:
         """The standard normal quantile of the value's cumulative probability, [...]: N(0, 1) where the value is drawn.
 

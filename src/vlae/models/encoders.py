@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from vlae import processes
 from vlae.errors import VlaeError, require_positive
 from vlae.nn.residual import ResidualBlock, downsample, halved
 
@@ -59,6 +62,7 @@ class ConvEncoder(nn.Module):
         layers: list[nn.Module] = []
         channels = image_shape[0]
         height, width = sizes_of(image_shape, widths)[-1]
+        self.smallest = height * width
         for wide in widths:
             layers += [downsample(channels, wide), nn.BatchNorm2d(wide), nn.ELU()]
             channels = wide
@@ -67,7 +71,25 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W] in [0, 1] -> [B, out_features], or maps [B, out_features, h, w]."""
+        if self.training and len(x) * self.smallest < 2 and processes.count() == 1:
+            raise VlaeError(
+                "architecture 'conv' normalises over the batch in training, and its last maps have one number each: "
+                f"give 2 images or more, or fewer widths; got {len(x)}"
+            )
         return self.layers(2 * x - 1)
+
+
+@contextmanager
+def running_averages_kept(network: nn.Module) -> Iterator[None]:
+    """Inside, batch normalisation leaves its running averages as they are, and works as always besides."""
+    tracking = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    for layer in tracking:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in tracking:
+            layer.track_running_stats = True
 
 
 class ResNetEncoder(nn.Module):

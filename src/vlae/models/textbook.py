@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from torch import Tensor
@@ -42,12 +42,18 @@ def shape_and_options(config: Mapping[str, Any]) -> tuple[tuple[int, int, int], 
     architecture = rest.get("architecture", "mlp")
     if architecture not in ("mlp", "conv", "resnet"):
         raise VlaeError(f"architecture must be 'mlp', 'conv' or 'resnet'; got {architecture!r}")
-    if "hidden_dim" in rest and "hidden_dims" in rest:
-        raise VlaeError("give hidden_dim (one layer) or hidden_dims (several), not both")
+    for names in (("hidden_dim", "hidden_dims", "widths"), ("num_classes", "classes")):
+        if len(twins := [name for name in names if name in rest]) > 1:
+            raise VlaeError(f"{' and '.join(twins)} say the same: give one of them")
+    if "input_dim" in rest and (sizes := rest.keys() & {"in_channels", "image_size"}):
+        raise VlaeError(f"input_dim and {sizes.pop()} say the same: give input_dim, or in_channels and image_size")
     if "hidden_dim" in rest:
         rest["widths"] = [rest.pop("hidden_dim")]
     if "hidden_dims" in rest:
-        rest["widths"] = list(rest.pop("hidden_dims"))
+        widths = rest.pop("hidden_dims")
+        if not isinstance(widths, Sequence) or isinstance(widths, str):
+            raise VlaeError(f"hidden_dims is a list of widths, such as [32, 64]; got {widths!r}")
+        rest["widths"] = list(widths)
     if "num_classes" in rest:
         rest["classes"] = rest.pop("num_classes")
     if architecture == "mlp" and not rest.keys() & {"in_channels", "image_size"}:
@@ -57,7 +63,10 @@ def shape_and_options(config: Mapping[str, Any]) -> tuple[tuple[int, int, int], 
         return (1, side, side) if side * side == pixels else (1, 1, pixels), rest
     channels = rest.pop("in_channels", 1)
     size = rest.pop("image_size", 28 if channels == 1 else 32)
-    return (channels, size, size) if isinstance(size, int) else (channels, *size), rest
+    sides = (size, size) if isinstance(size, int) else size
+    if not (isinstance(sides, Sequence) and len(sides) == 2 and all(isinstance(side, int) for side in sides)):
+        raise VlaeError(f"image_size is a whole number of pixels, or [height, width]; got {size!r}")
+    return (channels, *sides), rest
 
 
 class Textbook(LatentVariableModel):

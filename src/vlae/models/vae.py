@@ -17,7 +17,7 @@ from vlae.errors import VlaeError, require_positive
 from vlae.models.base import LatentVariableModel, Scorer, check_sizes, likelihood_for
 from vlae.models.context import Condition, ContextPlane
 from vlae.models.decoders import ARCHITECTURES, AutoregressiveDecoder, ResNetDecoder, trunk
-from vlae.models.encoders import ImageShape, ResNetEncoder, sizes_of
+from vlae.models.encoders import ImageShape, ResNetEncoder, running_averages_kept, sizes_of
 from vlae.models.textbook import Textbook
 from vlae.nn import inference
 from vlae.nn.dropout import apply_dropout
@@ -31,6 +31,7 @@ class SingleLevelModel(LatentVariableModel):
     """A model with one code z, a vector or maps, whose posterior, prior and context are chosen by name."""
 
     encoder: nn.Module
+    usual_flow_steps = 0  # the default of flow_steps, which may stand beside a prior without such steps
 
     def _set_latent(
         self,
@@ -49,6 +50,11 @@ class SingleLevelModel(LatentVariableModel):
         if flow["order"] not in ("reversed", "same"):
             raise VlaeError(f"flow_order must be 'reversed' or 'same'; got {flow['order']!r}")
         options = dict(prior_options or {})
+        if prior != "flow" and flow["steps"] not in (0, self.usual_flow_steps):
+            raise VlaeError(
+                f"flow_steps={flow['steps']} are steps of the prior 'flow', and this one is {prior!r}: set flow_steps "
+                "to 0, and give what this prior takes in prior_options"
+            )
         if prior == "flow" and not options.get("steps", flow["steps"]):
             prior = "normal"
             options.pop("steps", None)
@@ -62,6 +68,8 @@ class SingleLevelModel(LatentVariableModel):
         elif prior == "flow":
             options = {**flow, **options}
         elif prior == "vamp":
+            if "image_shape" in options:
+                raise VlaeError("pseudo-inputs have the model's image_shape: leave image_shape out of prior_options")
             options["image_shape"] = self.image_shape
             if posterior != "gaussian":
                 raise VlaeError(
@@ -92,7 +100,10 @@ class SingleLevelModel(LatentVariableModel):
 
     def prior(self, context: Tensor | None = None) -> Any:
         """p(z), which no context changes."""
-        return self.prior_module(self.encode) if self.prior_module.needs_encoder else self.prior_module()
+        if not self.prior_module.needs_encoder:
+            return self.prior_module()
+        with running_averages_kept(self.encoder):  # they are for images, which pseudo-inputs are not
+            return self.prior_module(self.encode)
 
     def latents_with_context(self, z: Tensor, context: Tensor | None) -> Tensor:
         """What the decoder reads: z, and in conditional models the embedding of the context beside it."""
@@ -145,9 +156,9 @@ class VAE(SingleLevelModel, Textbook):
         context_features: size of their embedding.
         spectral_norm: spectral normalisation of the decoder.
         flow_steps: autoregressive-flow steps of the prior; 0 is the standard normal.
-        flow_order: "reversed" between steps, or "same".
+        flow_order: "reversed" between steps, or "same". This and the next two are read by the prior "flow" alone.
         flow_affine: shift and scale, or shift only.
-        flow_hidden: hidden widths of each flow step.
+        flow_hidden: hidden widths of each flow step, of vectors; over maps, `prior_options` have the sizes.
         beta: used by `compute_loss` alone; the training objective has its own.
 
     Example:
@@ -194,6 +205,8 @@ class VAE(SingleLevelModel, Textbook):
         flow = {"steps": flow_steps, "hidden": flow_hidden, "affine": flow_affine, "order": flow_order}
         self._set_latent(latent_shape, posterior, posterior_options, prior, prior_options, flow)
         added, seen_shape = self._set_condition(classes, attributes, context_features)
+        if not isinstance(beta, int | float) or not 0 <= beta < math.inf:
+            raise VlaeError(f"beta must be a number of 0 or more; got {beta!r}")
         self.beta = beta
         channels, height, width = self.image_shape
         parameters = channels * self.likelihood.parameters_per_value
@@ -263,9 +276,10 @@ class VLAE(SingleLevelModel):
         decoder_layers: PixelCNN layers after the type-A input convolution.
         kernel_size: of the PixelCNN, odd; the window reaches (decoder_layers + 1) * (kernel_size // 2) pixels.
         flow_steps: autoregressive-flow steps of the prior; 0 is the standard normal.
-        flow_order: "reversed" between steps (the paper's), or "same" (the prior can then be scanned and coded).
+        flow_order: "reversed" between steps (the paper's), or "same" (the prior can then be scanned and coded). This
+            and the next two are read by the prior "flow" alone.
         flow_affine: shift and scale, or shift only ("mean-only", the paper's).
-        flow_hidden: hidden widths of each flow step.
+        flow_hidden: hidden widths of each flow step, of vectors; over maps, `prior_options` have the sizes.
         stacks: the decoder: a PixelCNN, "two" (gated, no blind spot), "slanted" (the same with a window that leans, so
             that sampling takes W + 2 (H - 1) steps at any depth) or "plain" (the paper's single stack); or "row_lstm"
             (PixelRNN), or "attention" (a local Transformer).
@@ -301,6 +315,8 @@ class VLAE(SingleLevelModel):
         >>> model.sample(2).shape
         torch.Size([2, 1, 8, 8])
     """
+
+    usual_flow_steps = 2
 
     def __init__(
         self,

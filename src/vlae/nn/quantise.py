@@ -95,7 +95,10 @@ class Codebook(nn.Module):
         """The codes of vectors [..., D], int64 [...]."""
         with torch.autocast(features.device.type, enabled=False):  # in 16 bits near codes would be mixed up
             vectors = self.vectors.to(features.dtype)
-            return (vectors.square().sum(1) / 2 - features @ vectors.t()).argmin(-1)
+            # Distances don't change with the origin, and far from it their digits would cancel.
+            centre = vectors.mean(0)
+            vectors = vectors - centre
+            return (vectors.square().sum(1) / 2 - (features - centre) @ vectors.t()).argmin(-1)
 
     @property
     def started(self) -> bool:

@@ -48,10 +48,10 @@ class Adversarial(Term):
     """VAE-GAN (Larsen et al. 2016, arXiv 1512.09300): mean images are to pass for real ones, those of z ~ p(z) too.
 
     The term is the non-saturating loss -log D(mean of p(x|z)) in nats, averaged over half codes of the batch's images
-    and half samples of the prior. As in the paper it moves the decoder alone, not the encoder; the prior, if it is
-    learned, doesn't see it either. It costs two more passes of the decoder. The paper's reconstruction by the
-    discriminator's features is `Perceptual`'s business. For grey or colour images: the mean of binary pixels is grey,
-    which any discriminator can tell from black and white.
+    and half samples of the prior. As in the paper it moves the decoder (of a VQ-VAE also a codebook that is learned by
+    gradients), not the encoder; the prior, if it is learned, doesn't see it either. It costs two more passes of the
+    decoder. The paper's reconstruction by the discriminator's features is `Perceptual`'s business. For grey or colour
+    images: the mean of binary pixels is grey, which any discriminator can tell from black and white.
 
     The discriminator is part of the objective, never of the model: it has an Adam of its own, takes one step after each
     of the model's on the same images, and travels with checkpoints, its optimiser's state too.

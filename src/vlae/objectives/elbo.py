@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -138,8 +140,13 @@ class SoftFreeBits(Objective):
         minimum: float = 1e-3,
     ):
         super().__init__()
-        if target_nats <= 0 or interval < 1:
+        if not 0 < target_nats < math.inf or interval < 1:
             raise VlaeError(f"soft free bits need target_nats > 0 and interval >= 1; got {target_nats} and {interval}")
+        if not (0 < step < 1 and 0 <= tolerance < math.inf and 0 < minimum < math.inf):
+            raise VlaeError(
+                "soft free bits need a step between 0 and 1, a tolerance of 0 or more and a minimum above 0; got "
+                f"{step}, {tolerance} and {minimum}"
+            )
         self.target_nats, self.interval, self.step = target_nats, interval, step
         self.tolerance, self.minimum = tolerance, minimum
         self.register_buffer("gamma", torch.ones((), dtype=torch.float64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -78,9 +79,11 @@ class InfoVAE(Objective):
         super().__init__()
         if kernel not in KERNELS:
             raise VlaeError(f"the kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
-        if not alpha <= 1 or not alpha + lambda_ - 1 >= 0:
-            raise VlaeError(f"InfoVAE needs alpha <= 1 and alpha + lambda_ - 1 >= 0; got {alpha} and {lambda_}")
-        if bandwidth is not None and not bandwidth > 0:
+        if not alpha <= 1 or not 0 <= alpha + lambda_ - 1 < math.inf:
+            raise VlaeError(
+                f"InfoVAE needs alpha <= 1 and alpha + lambda_ - 1 >= 0, finite both; got {alpha} and {lambda_}"
+            )
+        if bandwidth is not None and not 0 < bandwidth < math.inf:
             raise VlaeError(f"bandwidth must be positive, or None for the square root of z's size; got {bandwidth}")
         self.alpha, self.lambda_, self.kernel, self.bandwidth = alpha, lambda_, kernel, bandwidth
 

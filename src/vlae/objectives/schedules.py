@@ -72,7 +72,12 @@ def as_schedule(value: float | Schedule) -> Schedule:
 
 
 def as_weight(name: str, value: float | Schedule) -> Schedule:
-    """As `as_schedule`; refuses numbers that are negative or not finite, naming the argument that they came from."""
-    if not isinstance(value, Schedule) and not (value >= 0 and math.isfinite(value)):
-        raise VlaeError(f"{name} must be a number of 0 or more, or a schedule; got {value}")
-    return as_schedule(value)
+    """As `as_schedule`; refuses what is or becomes negative or not finite, naming the argument that it came from."""
+    schedule = as_schedule(value) if isinstance(value, Schedule | int | float) else None
+    if schedule is None:
+        raise VlaeError(f"{name} must be a number of 0 or more, or a schedule; got {value!r}")
+    for progress in (k / 16 for k in range(17)):
+        if not (0 <= (weight := schedule(progress)) < math.inf):
+            when = f" at progress {progress:g}" if isinstance(value, Schedule) else ""
+            raise VlaeError(f"{name} must be a number of 0 or more, or a schedule of such; got {weight}{when}")
+    return schedule

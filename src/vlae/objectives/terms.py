@@ -70,8 +70,14 @@ class WithTerms(Objective):
 
     def __init__(self, terms: list[Term], objective: Objective | None = None):
         super().__init__()
+        terms = [terms] if isinstance(terms, Term) else list(terms)
         if not terms:
             raise VlaeError("WithTerms needs one term or more; without any, take the objective itself")
+        if strange := [each for each in terms if not isinstance(each, Term)]:
+            raise VlaeError(
+                f"the terms of WithTerms are LatentNoise, Contrastive, Perceptual and Adversarial; got a "
+                f"{type(strange[0]).__name__} (an objective is its other argument, and there is one)"
+            )
         self.objective = ELBO() if objective is None else objective
         self.terms = nn.ModuleList(terms)
 
@@ -135,7 +141,8 @@ class Perceptual(Term):
     """The squared distance between features of the image and of its reconstruction, summed over all features.
 
     The reconstruction is the mean of p(x|z) at the bound's sample z; the term moves decoder and encoder (of a VQ-VAE
-    the decoder alone), at the cost of one more pass of the decoder. The units are the features', no nats.
+    the decoder, and a codebook that is learned by gradients), at the cost of one more pass of the decoder. The units
+    are the features', no nats.
 
     Args:
         weight: a number or a schedule.
