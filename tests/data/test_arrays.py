@@ -152,3 +152,22 @@ def test_a_set_has_its_own_options(option):
     for given in (whole, Subset(whole, [1, 2])):
         with pytest.raises(VlaeError, match=f"has its own {next(iter(option))}"):
             ImageDataset.from_any(given, **option)
+
+
+def test_a_palettes_colours_are_meant_and_other_kinds_are_refused():
+    class One(torch.utils.data.Dataset):
+        def __init__(self, image):
+            self.image = image
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            return self.image, i
+
+    red = Image.new("RGB", (4, 4), (255, 0, 0)).quantize(4)
+    assert red.mode == "P"
+    images = ImageDataset.from_any(One(red)).tensor()
+    assert images.shape == (2, 3, 4, 4) and images[:, 0].min() == 1 and images[:, 1:].max() == 0
+    with pytest.raises(VlaeError, match="kind CMYK"):
+        ImageDataset.from_any(One(Image.new("CMYK", (4, 4))))

@@ -73,10 +73,11 @@ def test_grey_palette_and_transparent_images(tmp_path):
     folder = tmp_path / "x"
     folder.mkdir()
     Image.new("P", (4, 4)).save(folder / "a.gif")
-    Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(folder / "b.png")
+    Image.new("RGBA", (4, 4), (9, 9, 9, 255)).save(folder / "b.png")
     Image.new("L", (4, 4), 9).save(folder / "c.bmp")
     for mode, channels in (("L", 1), ("RGB", 3)):
-        assert load("folder", path=folder, mode=mode).image_shape == (channels, 4, 4)
+        for split in ("train", "validation", "test"):
+            assert load("folder", split, path=folder, mode=mode).image_shape == (channels, 4, 4)
 
 
 def test_photographs_stored_on_their_side_are_turned(tmp_path):
@@ -183,3 +184,32 @@ def test_a_folder_without_images_and_a_broken_image(tmp_path):
     (tmp_path / "a.png").write_text("no image")
     with pytest.raises(VlaeError, match=r"a\.png: not a readable image"):
         load("folder", path=tmp_path, size=4)
+
+
+def test_what_8_opaque_bits_would_lose_is_refused(tmp_path, rng):
+    pixels = rng.integers(0, 256, (6, 6, 4), dtype=np.uint8)
+    frames = [Image.fromarray(pixels[..., k]) for k in range(3)]
+    frames[0].save(tmp_path / "several.gif", save_all=True, append_images=frames[1:])
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "seen_through.png")
+    (tmp_path / "deep.ppm").write_bytes(b"P6 1 1 65535\n" + bytes([0x80, 0xFF] * 3))
+    expected = {"several.gif": "holds 3 images", "seen_through.png": "transparent", "deep.ppm": "more than 8 bits"}
+    for name, message in expected.items():
+        folder = tmp_path / message.replace(" ", "_")
+        folder.mkdir()
+        (tmp_path / name).rename(folder / name)
+        with pytest.raises(VlaeError, match=message):
+            load("folder", path=folder)
+
+
+def test_parts_of_different_sizes_are_not_joined(tmp_path, write_png, rng):
+    for k in range(10):
+        side = 8 if k < 8 else 12  # the last ones are held out
+        write_png(tmp_path / f"{k}.png", rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+    with pytest.raises(VlaeError, match="3x8x8 and 3x12x12"):
+        load("folder", "train+validation", path=tmp_path)
+
+
+def test_a_folder_may_be_named_by_a_year(tmp_path, write_png, rng, monkeypatch):
+    write_png(tmp_path / "2024" / "a.png", rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    monkeypatch.chdir(tmp_path)
+    assert load("folder", path=2024).image_shape == (3, 8, 8)

@@ -20,7 +20,7 @@ from typing import NamedTuple, cast
 from zipfile import ZipFile
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vlae.data import folder, formats
 from vlae.errors import VlaeError, one_line
@@ -351,40 +351,12 @@ def _image(path: Path) -> np.ndarray:
     with formats.reading(path, "image", "replace or remove it"), formats.open_image(path) as image:
         if image.format not in folder.FORMATS:  # others lose bits on the way to 8
             raise VlaeError(f"{path}: its content is {image.format}; save it as PNG")
-        if image.mode.startswith(("I", "F")) or _deep(image):
-            raise VlaeError(f"{path}: pixels of more than 8 bits; save it with 8 bits per channel")
+        upright = formats.plain(image, path)
         if image.mode not in _MODES:
             raise VlaeError(f"{path}: pixels of the kind {image.mode}; save it as grey or RGB")
-        # The further pictures of an MPO file, a JPEG photo, are previews and the like.
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":
-            raise VlaeError(f"{path}: holds {frames} images; save each as its own file")
-        upright = ImageOps.exif_transpose(image)
-        mode = _MODES[upright.mode]
-        if _has_alpha(upright):
-            upright = upright.convert("RGBA")
-            if upright.getchannel("A").getextrema() != (255, 255):
-                raise VlaeError(f"{path}: has transparent pixels; save it without transparency")
-            # Red is the grey of what was grey: exact, where a conversion would weight the channels.
-            upright = upright.getchannel("R") if mode == "L" else upright
+        mode = _MODES[image.mode]
         pixels = np.array(upright.convert(mode))
     return pixels[None, None] if mode == "L" else pixels.transpose(2, 0, 1)[None]
-
-
-def _deep(image: Image.Image) -> bool:
-    """Whether the file has 16 bits per channel, of which Pillow would silently keep 8."""
-    for codec, _, _, arguments in getattr(image, "tile", ()):
-        parts = arguments if isinstance(arguments, tuple) else (arguments,)
-        if any(isinstance(part, str) and ";16" in part and not part.startswith("BGR") for part in parts):
-            return True  # BGR;16 has 16 bits for all three channels
-        if codec.startswith("ppm") and parts[-1] > 255:
-            return True
-    return False
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    palette = image.palette is not None and image.palette.mode.endswith("A")
-    return image.mode.endswith("A") or palette or "transparency" in image.info
 
 
 def _array(path: Path) -> np.ndarray:

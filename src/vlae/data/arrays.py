@@ -92,6 +92,9 @@ def _shaped(x: Tensor) -> Tensor:
 def _one_image(x: Any) -> Tensor:
     """One image as [C, H, W]; a Pillow image has its channels last."""
     if not isinstance(x, (Tensor, np.ndarray)) and hasattr(x, "getbands"):
+        if x.mode not in ("1", "L", "RGB", "P"):
+            raise VlaeError(f"an image of the kind {x.mode}; convert it to grey (L) or RGB first")
+        x = x.convert("RGB") if x.mode == "P" else x  # the indices of a palette are no levels
         pixels = torch.from_numpy(np.array(x))
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
     x = _as_tensor(x)

@@ -213,6 +213,9 @@ class ImageDataset(Dataset[Tensor]):
 
     def join(self, other: "ImageDataset") -> Self:
         """Training and validation images as the split "train+validation"; fixed draws stay those of the parts."""
+        if self.image_shape != other.image_shape:
+            sizes = " and ".join("x".join(map(str, each.image_shape)) for each in (self, other))
+            raise VlaeError(f"{self.name}: its training and validation images differ in size, {sizes}; make them one")
         mine, theirs = self._per_image(), other._per_image()
         both = {key: torch.cat([mine[key], theirs[key]]) if key in theirs else None for key in mine}
         return self._with(split="train+validation", note=both_notes(self.note, other.note), **both)

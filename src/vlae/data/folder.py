@@ -122,9 +122,7 @@ def folder(
 def read_image(path: Path, mode: str, size: int | None = None) -> Tensor:
     """An image file as uint8 [C, h, w], turned as its EXIF data says; with `size`, its middle square resized."""
     with formats.reading(path, "image", "replace or remove it"), formats.open_image(path, FORMATS) as image:
-        if image.mode.startswith(("I", "F")):
-            raise VlaeError(f"{path}: pixels of more than 8 bits ({image.mode}); save it with 8 bits")
-        upright = ImageOps.exif_transpose(image).convert(mode)
+        upright = formats.plain(image, path).convert(mode)
         if size is not None:
             upright = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.array(upright))
@@ -146,6 +144,7 @@ def _check_options(size: int | None, crop: int | None, mode: str, crops_per_epoc
 def _directory(path: str | Path | None, root: str | Path | None) -> Path:
     if path is None:
         raise VlaeError('folder needs path=..., a directory of images: load("folder", path="photos", crop=32)')
+    path = str(path)  # 2024 is a number in YAML
     candidates = [Path(path).expanduser(), *(place / path for place in sources.places(root))]
     for candidate in candidates:
         if candidate.is_dir():

@@ -165,3 +165,41 @@ def _variable(path: Path, variables: object, key: str) -> np.ndarray:
     if array.dtype.kind not in "buif" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
         raise VlaeError(f"{path}: {key!r} holds NaN, infinite values or no numbers; fetch the file again")
     return array
+
+
+def plain(image: Image.Image, path: Path) -> Image.Image:
+    """An image turned as its EXIF data says, and without its alpha channel.
+
+    Raises:
+        VlaeError: what would be lost without a word: more than 8 bits, further images, transparent pixels.
+    """
+    if image.mode.startswith(("I", "F")) or _deep(image):
+        raise VlaeError(f"{path}: pixels of more than 8 bits; save it with 8 bits per channel")
+    # The further pictures of an MPO file, a JPEG photo, are previews and the like.
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise VlaeError(f"{path}: holds {frames} images; save each as its own file")
+    upright = ImageOps.exif_transpose(image)
+    if not _has_alpha(upright):
+        return upright
+    whole = upright.convert("RGBA")
+    if whole.getchannel("A").getextrema() != (255, 255):
+        raise VlaeError(f"{path}: has transparent pixels; save it without transparency")
+    # Red is the grey of what was grey: exact, where a conversion would weight the channels.
+    return whole.getchannel("R") if upright.mode in ("1", "L", "LA") else whole.convert("RGB")
+
+
+def _deep(image: Image.Image) -> bool:
+    """Whether the file has 16 bits per channel, of which Pillow would silently keep 8."""
+    for codec, _, _, arguments in getattr(image, "tile", ()):
+        parts = arguments if isinstance(arguments, tuple) else (arguments,)
+        if any(isinstance(part, str) and ";16" in part and not part.startswith("BGR") for part in parts):
+            return True  # BGR;16 has 16 bits for all three channels
+        if codec.startswith("ppm") and parts[-1] > 255:
+            return True
+    return False
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    palette = image.palette is not None and image.palette.mode.endswith("A")
+    return image.mode.endswith("A") or palette or "transparency" in image.info

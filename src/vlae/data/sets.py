@@ -39,7 +39,7 @@ def fashion_mnist(split: str, root: Root, *, size: int = 28) -> ImageDataset:
 
 def _smaller(images: ImageDataset, size: int) -> ImageDataset:
     """The images with each square of (28 / size)^2 pixels replaced by its mean, rounded to the nearest level."""
-    if isinstance(size, bool) or size not in (7, 14, 28):
+    if not isinstance(size, int) or size not in (7, 14, 28):
         raise VlaeError(f"{images.name}: size={size!r}: expected 28, 14 or 7")
     if size == 28:
         return images

@@ -233,7 +233,7 @@ def _better_prior(case: Case) -> str:
         conditional = config.get("classes") or config.get("attributes")
         normed = "mean_norm" in (config.get("posterior_options") or {})
         if prior != "vamp" and config.get("posterior", "gaussian") == "gaussian" and not conditional and not normed:
-            advice.append("a VampPrior (--model.prior vamp)")
+            advice.append("a VampPrior (--model.prior vamp --model.flow_steps 0)")
     advice.append("longer training (--trainer.max_epochs)")
     for size in ("latent_maps", "latent_dim", "latent_dims"):
         if config.get(size):
