@@ -308,3 +308,10 @@ def test_a_file_that_is_no_configuration(here, capsys):
 def test_a_study_is_named_before_its_options(capsys):
     assert main(["experiment", "--budget", "minutes"]) == 2
     assert "say which study" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--data.options.size", "16"], ["--data.options", "{size: 16}"]])
+def test_options_of_data_are_read_as_yaml_in_either_form(words, here, capsys):
+    line = "eval outputs/tiny --data.name sprites --data.limit 3 --only bound".split()
+    assert main([*line, *words]) == 2
+    assert "3x16x16" in capsys.readouterr().err  # of another shape than the model's: that is what is refused

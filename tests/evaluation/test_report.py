@@ -250,3 +250,13 @@ def test_the_training_of_the_run_is_drawn(tiny_vlae, images, tmp_path):
     for run in (None, tmp_path / "run"):
         report.run(tiny_vlae(), images(4), tmp_path, Settings(only=("bound",)), run=run)
         assert ("epoch by epoch" in (tmp_path / "report.html").read_text()) == (run is not None)
+
+
+def test_without_a_classifier_the_rest_is_measured():
+    def judging(train):
+        raise VlaeError("20 of its test classes have no training images")
+
+    images = ImageDataset.from_any(torch.zeros(4, 1, 8, 8))
+    train, judge, notes = report.helpers(Settings(), lambda: images, judging)
+    assert train is images and judge is None
+    assert notes == ["there is no classifier: 20 of its test classes have no training images"]

@@ -132,7 +132,10 @@ def helpers(
         train = training()
     except VlaeError as error:
         return None, None, [f"there are no training images: {error}"]
-    judge, why = judging(train) if judging and settings.needs_judge else (None, "")
+    try:
+        judge, why = judging(train) if judging and settings.needs_judge else (None, "")
+    except VlaeError as error:  # of OMNIGLOT's classes the test images have others than the validation images
+        judge, why = None, f"there is no classifier: {error}"
     return train, judge, [why] if why else []
 
 
