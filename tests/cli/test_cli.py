@@ -296,7 +296,12 @@ def test_a_training_that_diverges_is_no_success(here, capsys):
     assert main(["train", "--config", "tiny.yaml", "--run.name", "wild", "--optimizer.lr", "1e18"]) == 2
     error = capsys.readouterr().err
     assert "NaN or infinite" in error and "lower optimizer.lr" in error and len(error.strip().splitlines()) == 1
-    assert not (here / "outputs/wild").exists()
+    wild = here / "outputs/wild"
+    try:
+        assert sorted(path.name for path in wild.iterdir()) == ["config.yaml", "logs"], "to see why, and no weights"
+        assert "NaN or infinite" in (wild / "logs/train.log").read_text().splitlines()[-1]
+    finally:
+        shutil.rmtree(wild)  # it would be the newest run
 
 
 def test_a_file_that_is_no_configuration(here, capsys):
@@ -312,6 +317,6 @@ def test_a_study_is_named_before_its_options(capsys):
 
 @pytest.mark.parametrize("words", [["--data.options.size", "16"], ["--data.options", "{size: 16}"]])
 def test_options_of_data_are_read_as_yaml_in_either_form(words, here, capsys):
-    line = "eval outputs/tiny --data.name sprites --data.limit 3 --only bound".split()
+    line = ["eval", "outputs/tiny", "--data.name", "sprites", "--data.limit", "3", "--only", "bound"]
     assert main([*line, *words]) == 2
     assert "3x16x16" in capsys.readouterr().err  # of another shape than the model's: that is what is refused

@@ -480,7 +480,8 @@ def test_a_study_that_is_told_to_end_takes_its_trainings_with_it(tmp_path, monke
     process.terminate()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert err.splitlines()[-1].endswith("interrupted; the same command goes on from here")
+    # Not the last line always: joblib may warn of what its workers had not yet cleared away.
+    assert any(line.endswith("interrupted; the same command goes on from here") for line in err.splitlines())
     for path in checkpoints:
         with holding(path.parent.parent):  # nobody trains into it
             pass
