@@ -170,7 +170,7 @@ def test_sharpness_is_compared_on_the_same_images():
 
 def test_the_published_likelihood(monkeypatch):
     monkeypatch.setitem(criteria.PUBLISHED, ("binarized_mnist", None), ("static MNIST", 79.03, 6))
-    test = images(6, name="binarized_mnist")
+    test = images(6, (1, 28, 28), name="binarized_mnist")
     assert criteria.reached(test, 79.03, 0.2, 6, 1000).met is True
     assert criteria.reached(test, 79.04, 0.2, 6, 1000).met is False
     few = criteria.reached(test, 70.0, 0.2, 5, 1000)
@@ -182,8 +182,9 @@ def test_the_published_likelihood(monkeypatch):
     near = criteria.reached(test, 70.0, 0.2, 5, 1000, (78.94, 0.05))
     assert near.met is None and "78.94 ± 0.05 on all by difference, K = 1,000 on 5" in near.evidence
     assert "too near to tell" in near.evidence
-    assert criteria.reached(images(5, name="binarized_mnist"), 70.0, 0.2, 3, 9, (1.0, 0.1)).met is None
-    for other in (images(6), images(6, name="binarized_mnist", split="validation")):
+    assert criteria.reached(images(5, (1, 28, 28), name="binarized_mnist"), 70.0, 0.2, 3, 9, (1.0, 0.1)).met is None
+    validation = images(6, (1, 28, 28), name="binarized_mnist", split="validation")
+    for other in (images(6), validation, images(6, (1, 14, 14), name="binarized_mnist")):
         found = criteria.reached(other, 1.0, 0.1, 6, 10)
         assert found.met is None and "no number" in found.evidence
 

@@ -72,6 +72,8 @@ def test_r2_is_its_definition():
     np.testing.assert_allclose(found, expected)
     constant = probes.factor_r2(*map(torch.from_numpy, (codes, factors, test, np.ones((40, 2)))))
     assert np.isnan(constant).all()
+    tenths = probes.factor_r2(*map(torch.from_numpy, (codes, factors, test, np.full((40, 2), 0.1))))
+    assert np.isnan(tenths).all(), "whose mean is not 0.1 to the last bit"
 
 
 def test_codes_are_the_posterior_means_whatever_their_form(tiny_vae):

@@ -220,3 +220,9 @@ def test_the_papers_unconditional_decoder_is_that_of_its_vlae(name):
     assert {key for key in shapes[1] if not key.startswith("input_context")} == set(shapes[0])
     assert all(shapes[1][key] == shape for key, shape in shapes[0].items())
     assert len(alone.pointwise) == 4 and alone.receptive_field.size == 69
+
+
+def test_a_base_that_does_not_name_its_data_is_no_mistake(tmp_path):
+    """They are the default's then; a finished model beside it is measured by its own word."""
+    content = {**MINIMAL, "base": {"model": {"class_path": "vlae.VLAE"}, "data": {"limit": 100}}}
+    load(tmp_path, {**content, "cells": [{"name": "one", "pretrained": "mnist-dynamic"}]})

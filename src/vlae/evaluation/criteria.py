@@ -109,7 +109,8 @@ def load_references(test: ImageDataset, pixelcnn: str | None = None, vae: str | 
             continue
         model = load(shipped)
         own = trained_on(model)
-        if (own.get("name"), own.get("binarize")) == (test.name, test.binarize):
+        same = (own.get("name"), own.get("binarize")) == (test.name, test.binarize)
+        if same and model.image_shape == test.image_shape:
             found[name] = model
         else:
             why[name] = f"{shipped}, the model to compare with, is of other images: give --{name}"
@@ -325,7 +326,7 @@ def reached(
     """
     name, title = "nll", "the paper's NLL is reached on the whole test set"
     known = PUBLISHED.get((test.name, test.binarize))
-    if known is None or test.split != "test":
+    if known is None or test.split != "test" or test.image_shape != (1, 28, 28):
         return Criterion(name, title, None, "the paper has no number for these images")
     what, published, whole = known
     title = f"the paper's NLL of {what} is reached on the whole test set: {published} nats"

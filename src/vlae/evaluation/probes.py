@@ -100,7 +100,8 @@ def factor_r2(codes: Tensor, factors: Tensor, test_codes: Tensor, test_factors: 
     predicted = model.fit(codes.numpy(), factors.double().numpy()).predict(test_codes.numpy())
     truth = test_factors.double().numpy()
     residual, spread = ((truth - predicted) ** 2).sum(0), ((truth - truth.mean(0)) ** 2).sum(0)
-    return np.where(spread > 0, 1 - residual / np.where(spread > 0, spread, 1), np.nan).tolist()
+    varies = np.ptp(truth, 0) > 0  # the mean of equal numbers may be off by rounding
+    return np.where(varies, 1 - residual / np.where(varies, spread, 1), np.nan).tolist()
 
 
 def _check(codes: Tensor, targets: Tensor, test_codes: Tensor, test_targets: Tensor) -> None:

@@ -255,7 +255,7 @@ def _same_data(cell: Cell, where: str) -> None:
         own = saved["metadata"]["data"]["name"]
     except (VlaeError, OSError, ValueError, KeyError, TypeError):
         return  # there is no such model (yet), or it does not say: the evaluation will find out
-    if (data := cell.config.get("data")) and data["name"] != own:
+    if (data := cell.config.get("data")) and data.get("name", own) != own:
         raise VlaeError(
             f"{where}: its model was trained on {own} and the base's data are {data['name']}: give the cell its data, "
             f"such as {{name: {own}}}"
