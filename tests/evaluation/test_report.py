@@ -12,7 +12,7 @@ from rich.console import Console
 import vlae
 from vlae import VlaeError, models
 from vlae.data import ImageDataset
-from vlae.evaluation import criteria, report
+from vlae.evaluation import criteria, judge, report
 from vlae.evaluation.classifier import Classifier
 from vlae.evaluation.criteria import References, settled
 from vlae.evaluation.information import BITS
@@ -252,11 +252,13 @@ def test_the_training_of_the_run_is_drawn(tiny_vlae, images, tmp_path):
         assert ("epoch by epoch" in (tmp_path / "report.html").read_text()) == (run is not None)
 
 
-def test_without_a_classifier_the_rest_is_measured():
-    def judging(train):
+def test_a_classifier_that_can_not_be_trained_is_a_note(monkeypatch):
+    def trained_classifier(*_, **__):
         raise VlaeError("20 of its test classes have no training images")
 
-    images = ImageDataset.from_any(torch.zeros(4, 1, 8, 8))
-    train, judge, notes = report.helpers(Settings(), lambda: images, judging)
-    assert train is images and judge is None
-    assert notes == ["there is no classifier: 20 of its test classes have no training images"]
+    monkeypatch.setattr(judge, "trained_classifier", trained_classifier)
+    images = ImageDataset.from_any(torch.zeros(4, 1, 8, 8), labels=torch.tensor([0, 1, 0, 1]))
+    assert judge.judge_of("omniglot", images, images) == (
+        None,
+        "no classifier judges the samples: 20 of its test classes have no training images",
+    )

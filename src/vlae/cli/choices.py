@@ -156,11 +156,11 @@ def data_settings(settings: Any, model: Any) -> Any:
     same = name == own.get("name")
     own_root = own.get("root") if same and Path(own.get("root") or "").is_dir() else None  # perhaps another machine's
     binarize = asked.binarize or (own.get("binarize") if same else None)
-    options = {**(own.get("options", {}) if same else {}), **{key: _plain(v) for key, v in asked.options.items()}}
+    options = {**(own.get("options", {}) if same else {}), **{key: _in_yaml(v) for key, v in asked.options.items()}}
     return DataSettings(name, asked.root or own_root, binarize, options=options)
 
 
-def _plain(value: Any) -> Any:
+def _in_yaml(value: Any) -> Any:
     """What a word means in YAML: --data.options.size 16 gives a word, and --data.options '{size: 16}' a number."""
     try:
         return yaml.safe_load(value) if isinstance(value, str) else value

@@ -7,6 +7,7 @@ from typing import Any
 
 from vlae.data import ImageDataset
 from vlae.data.sources import Root
+from vlae.errors import VlaeError
 from vlae.evaluation.classifier import Classifier, trained_classifier
 from vlae.evaluation.probes import shares_classes
 
@@ -30,4 +31,7 @@ def judge_of(
         return None, "no classifier judges the samples: this is a data set with options of its own"
     if not shares_classes(training, test):
         return None, "no classifier judges the samples: this is a data set without labels that training and test share"
-    return trained_classifier(name, test.binarize, seed=0, root=root), ""
+    try:
+        return trained_classifier(name, test.binarize, seed=0, root=root), ""
+    except VlaeError as error:  # OMNIGLOT's test images are of other classes than those of training and validation
+        return None, f"no classifier judges the samples: {error}"

@@ -132,10 +132,7 @@ def helpers(
         train = training()
     except VlaeError as error:
         return None, None, [f"there are no training images: {error}"]
-    try:
-        judge, why = judging(train) if judging and settings.needs_judge else (None, "")
-    except VlaeError as error:  # of OMNIGLOT's classes the test images have others than the validation images
-        judge, why = None, f"there is no classifier: {error}"
+    judge, why = judging(train) if judging and settings.needs_judge else (None, "")
     return train, judge, [why] if why else []
 
 

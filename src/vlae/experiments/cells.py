@@ -411,10 +411,8 @@ def judge_for(job: Job, model: LatentVariableModel, training: ImageDataset, test
     """The classifier that judges samples, where that is wanted and the set has one."""
     if not job.measure.settings.needs_judge:
         return None
-    try:
-        return judge_of(data_of(job, model), training, test)[0]
-    except VlaeError:  # the classes of these images have no training images
-        return None
+    judge, _ = judge_of(data_of(job, model), training, test)
+    return judge
 
 
 def counts(job: Job, model: LatentVariableModel) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from vlae.processes import whole
 # The least and the most noise of each corruption; an end that is not itself allowed is said in words.
 CORRUPTIONS = {
     "bernoulli_flip": (0.0, 0.5, "the probability that a sub-pixel is flipped, from 0 to 0.5"),
-    "gaussian": (0.0, float("inf"), "the standard deviation of the noise, finite and 0 or more"),
+    "gaussian": (0.0, sys.float_info.max, "the standard deviation of the noise, finite and 0 or more"),
     "masking": (0.0, 1.0, "the probability that a sub-pixel is set to 0, from 0 to 1"),
 }
 
@@ -97,7 +97,7 @@ class DenoisingAutoencoder(Textbook):
         if corruption not in CORRUPTIONS:
             raise VlaeError(f"unknown corruption {corruption!r}: choose one of {', '.join(CORRUPTIONS)}")
         least, most, meaning = CORRUPTIONS[corruption]
-        if not least <= noise <= most or math.isinf(noise):
+        if not least <= noise <= most:
             raise VlaeError(f"noise of the corruption {corruption!r} is {meaning}; got {noise}")
         self.corruption, self.noise = corruption, noise
         self.likelihood = likelihood_for(self.image_shape, likelihood, likelihood_options)

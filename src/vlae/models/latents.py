@@ -10,9 +10,11 @@ from torch import Tensor
 Latents = Tensor | tuple[Tensor, ...]
 
 
-def each(function: Callable[[Tensor], Tensor], z: Latents) -> Latents:
-    """The function of every tensor of z."""
-    return tuple(map(function, z)) if isinstance(z, tuple) else function(z)
+def each(function: Callable[..., Tensor], z: Latents, *others: Latents) -> Latents:
+    """The function of every tensor of z, and of those in their places in other codes of its kind."""
+    if isinstance(z, tuple):
+        return tuple(function(*tensors) for tensors in zip(z, *others, strict=True))
+    return function(z, *others)
 
 
 def joined(parts: Sequence[Latents]) -> Latents:

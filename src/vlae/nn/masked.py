@@ -82,8 +82,8 @@ def spread_degrees(network: zuko.nn.MaskedMLP, adjacency: Tensor) -> None:
 
     A hidden unit belongs to a kind of output (in a MADE: its degree) and sees what that may see. zuko deals the kinds
     in order: with D dimensions and fewer units, no unit would see the later dimensions, and no output depend on them.
-    Here the units are spread over all kinds, so that an output misses at most the last D / units of its inputs. Wider
-    layers are left as they are.
+    Here the units are spread over all kinds, so that an output misses no more than the latest of its inputs, about D /
+    units of them. Wider layers are left as they are.
     """
     kinds, of_output = adjacency.unique(dim=0, return_inverse=True)
     within = kinds.double() @ kinds.double().t() == kinds.sum(-1)  # [i, j]: i may see all that j may

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from vlae.errors import VlaeError
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
+from vlae.models.latents import Latents, each
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class _Completer:
         log_evidence = log_weights.logsumexp(1) - math.log(self.count)
         return Completion(best.clamp(0, 1), 1 / weights.square().sum(1), log_evidence)
 
-    def propose(self, proposal: Any) -> tuple[Any, Tensor]:
+    def propose(self, proposal: Any) -> tuple[Latents, Tensor]:
         """z [B * candidates, *latent_shape], of a ladder one of each level, and log p(z) - log r(z)."""
         prior = self.model.prior(**self.told)
         z = prior.sample((self.batch * self.count,), generator=self.generator)
@@ -129,16 +129,9 @@ class _Completer:
             values[:half] = drawn
             return values
 
-        z = _leveled(renew, z, proposal.sample((half,), self.generator))
+        z = each(renew, z, proposal.sample((half,), self.generator))
         log_prior, log_proposal = prior.log_prob(z), proposal.log_prob(z)
         shares = torch.tensor([half / self.count, 1 - half / self.count], dtype=log_prior.dtype).log()
         log_mixture = torch.logaddexp(log_proposal + shares[0], log_prior + shares[1])
-        z = _leveled(lambda values: values.transpose(0, 1).flatten(0, 1), z)
+        z = each(lambda values: values.transpose(0, 1).flatten(0, 1), z)
         return z, (log_prior - log_mixture).t().flatten()
-
-
-def _leveled(change: Callable[..., Tensor], *codes: Any) -> Any:
-    """What `change` makes of codes, level by level of a ladder's."""
-    if isinstance(codes[0], tuple):
-        return tuple(change(*levels) for levels in zip(*codes, strict=True))
-    return change(*codes)

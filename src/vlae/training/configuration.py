@@ -69,12 +69,8 @@ def list_options() -> list[str]:
     found = []
     for section, classes in sections.items():
         parameters = [each for kind in classes for each in inspect.signature(kind).parameters.values()]
-        several = {each.name: False for each in parameters}
-        for each in parameters:
-            several[each.name] |= str(each.annotation).startswith(("tuple[", "list[", "Sequence["))
-        found += [f"--{section}.{name}" for name, is_list in several.items() if is_list]
-        if section in ("model", "objective"):
-            found += [f"--{section}.init_args.{name}" for name, is_list in several.items() if is_list]
+        names = {each.name for each in parameters if str(each.annotation).startswith(("tuple[", "list[", "Sequence["))}
+        found += [f"--{section}.{path}{name}" for name in sorted(names) for path in ("", "init_args.")]
     return found
 
 
