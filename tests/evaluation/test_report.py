@@ -228,6 +228,17 @@ def test_criteria_are_measured_for_printed_and_fail_only_when_strict(tiny_vlae, 
     assert report.run(model, test, tmp_path, settings, criteria=True, references=nobody, strict=True) == 1
 
 
+def test_criteria_that_fail_leave_what_was_measured(tiny_vlae, images, tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise VlaeError("no memory for the last criterion")
+
+    monkeypatch.setattr(report, "check_criteria", fails)
+    nobody = References(None, None, {})
+    with pytest.raises(VlaeError, match="no memory for the last criterion"):
+        report.run(tiny_vlae(), images(8), tmp_path, Settings(**SMALL), criteria=True, references=nobody)
+    assert "nll" in json.loads((tmp_path / "evaluation.json").read_text())["values"]
+
+
 def test_all_processes_measure_what_the_criteria_need(tiny_vlae, images, tmp_path, monkeypatch):
     """The second process has no models to compare with, and yet its share of the same measures."""
     asked = []

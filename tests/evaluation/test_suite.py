@@ -419,3 +419,60 @@ def test_disentanglement_has_no_scale():
     assert {"mig", "sap", "dci_completeness"} <= set(here.values)
     assert there.values == pytest.approx(here.values, abs=1e-6)
     assert here.notes == there.notes
+
+
+def test_probes_need_images_of_their_own(sets, judge):
+    test, train = sets
+    test = copy.copy(test)
+    test.options = {"whole": True}
+    result = measure(make("VAE"), test, train, Settings(**SMALL, only=("probes",)), judge)
+    assert result.skipped == {"probes": "whole=True gives all images in every split: none are left to test on"}
+    assert not result.values
+
+
+def test_a_probe_that_has_no_classes_to_learn_says_so(sets):
+    test, train = sets
+    for labels, reason in (
+        (torch.zeros(len(train), dtype=torch.long), "the images to learn from are all of one class: take more of them"),
+        (torch.arange(len(train)) % 2, "the test images have classes that the others have not"),
+    ):
+        others = ImageDataset(train.images, 2, name="noise", split="train", labels=labels, factors=train.factors)
+        result = measure(make("VAE"), test, others, Settings(**SMALL, only=("probes",)))
+        assert result.skipped == {"linear_probe": reason, "knn": reason}
+        assert "factor_r2" in result.values  # factors need no classes
+
+
+def test_what_is_asked_for_by_name_is_there_or_a_reason_is(sets):
+    test = images(6, "test", factors=False)
+    result = measure(make("VAE"), test, images(9, "train", factors=False), Settings(**SMALL, only=("factor_r2", "knn")))
+    assert set(result.values) == {"knn"}
+    assert result.skipped == {"factor_r2": "it is none of this model's, or of these images"}
+
+
+def test_images_of_the_same_origin_were_trained_on(tmp_path):
+    model, test, train = make("VAE"), images(6, "test"), images(6, "train")
+
+    def told(dataset, **options):
+        dataset = copy.copy(dataset)
+        dataset.options = options
+        return suite.were_trained_on(model, dataset)
+
+    model.metadata["data"] = {"name": "noise", "split": "train"}
+    assert told(train) and not told(test)
+    assert told(test, whole=True)  # all images, those of training among them
+    model.metadata["data"]["options"] = {"path": str(tmp_path)}  # folders are all of one name
+    assert told(train, path=f"{tmp_path}/.") and not told(test, path=str(tmp_path))
+    assert not told(train, path=str(tmp_path / "other"))
+
+
+def test_json_has_one_nll_of_all(sets):
+    test, _ = sets
+    for options in ({"nll_images": 3}, {"nll_images": 3, "nll_of_all_samples": 2}, {"nll_images": None}):
+        result = measure(make("VAE"), test, None, Settings(**{**SMALL, **options}, only=("bound", "nll")))
+        assert result.evaluation.nll_of_all == result.values["nll_of_all"]
+        assert result.evaluation.nll_of_all_error == result.errors.get("nll_of_all")
+
+
+def test_a_model_without_a_code_has_no_numbers_of_one(sets):
+    bound = evaluate(make("PixelCNN"), lambda: [(sets[0].tensor().double(), range(len(sets[0])))])
+    assert math.isnan(bound.shuffled_gap) and bound.active_units is None

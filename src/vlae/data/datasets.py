@@ -1,7 +1,8 @@
 """A set of images in memory, with its split and its binarisation."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -40,6 +41,7 @@ class ImageDataset(Dataset[Tensor]):
     """
 
     redrawn = False  # True where the images themselves are new in every epoch
+    options: Mapping[str, Any] = MappingProxyType({})  # what `vlae.data.load` was told beside name, split and so on
 
     def __init__(
         self,

@@ -73,4 +73,5 @@ def load(
     first, *others = [read(part, root, **options).binarized(binarize) for part in split.split("+")]
     for other in others:
         first = first.join(other)
+    first.options = options
     return first

@@ -31,8 +31,9 @@ class Evaluation:
         distortion, rate: the two terms; `rate_bits` the rate in bits. The rate, and all that follows from it, is None
             where z has no density (`has_bound` is False).
         negative_elbo: distortion + rate; `negative_elbo_error` its standard error.
-        shuffled_gap: nats lost in distortion where each image is decoded with another image's z; NaN of one image.
-        active_units: latent dimensions in use; None where they hold discrete codes, and of one image. `latent_dim` of
+        shuffled_gap: nats lost in distortion where each image is decoded with another image's z; NaN of one image,
+            and without a code.
+        active_units: latent dimensions in use; None where they hold discrete codes or are none, and of one image. `latent_dim` of
             how many.
         bits_per_latent: mean rate of each latent dimension, bits.
         bits_per_dim: -ELBO in bits per sub-pixel; None for densities, which would need dequantised data.
@@ -136,8 +137,8 @@ def evaluate(
             negative_elbo=total.mean().item(),
             negative_elbo_error=standard_error(total) if count > 1 else None,
             negative_elbos=total,
-            shuffled_gap=(shuffled - distortion).mean().item() if count > 1 else math.nan,
-            active_units=statistics.active_units,
+            shuffled_gap=(shuffled - distortion).mean().item() if count > 1 and model.latent_size else math.nan,
+            active_units=statistics.active_units if model.latent_size else None,
             latent_dim=model.latent_size,
             bits_per_latent=statistics.bits_per_dimension.flatten().tolist(),
             bits_per_dim=None if per_value is None else total.mean().item() * per_value,

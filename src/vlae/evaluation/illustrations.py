@@ -56,13 +56,13 @@ def illustrations(found: Measurements, curves: Sequence[Row] = ()) -> list[Illus
         drawings.append(
             (
                 "Reconstructions",
-                "Held-out images, below them their reconstructions from the posterior mean, and below those drawn from "
+                "Images measured, below them their reconstructions from the posterior mean, and below those drawn from "
                 "p(x|z), z ~ q(z|x).",
                 partial(reconstructions, made["data"], {label: made[name] for label, name in rows.items()}),
             )
         )
     for name, about in {
-        "data": "Held-out images, to compare samples with.",
+        "data": "Images measured, to compare samples with.",
         "samples": "Codes from the prior, each decoded to its mean or greedy image.",
         "drawn samples": "Codes from the prior, pixels drawn from p(x|z).",
     }.items():

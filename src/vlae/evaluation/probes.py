@@ -53,10 +53,18 @@ def probe(model: LatentVariableModel | None, train: ImageDataset, test: ImageDat
 
 
 def shares_classes(train: ImageDataset, test: ImageDataset) -> bool:
-    """Whether both have labels, and all classes of the test are trained on."""
+    """Whether both have labels, and all classes of the test, two at least, are trained on."""
+    return not why_no_classes(train, test)
+
+
+def why_no_classes(train: ImageDataset, test: ImageDataset) -> str:
+    """Why no probe can learn the test images' classes; empty where one can."""
     if train.labels is None or test.labels is None:
-        return False
-    return set(test.labels.tolist()) <= set(train.labels.tolist())
+        return "there are no labels"
+    known = set(train.labels.tolist())
+    if len(known) < 2:
+        return "the images to learn from are all of one class: take more of them"
+    return "" if set(test.labels.tolist()) <= known else "the test images have classes that the others have not"
 
 
 def pixels(dataset: ImageDataset) -> Tensor:

@@ -108,14 +108,19 @@ def run(
     with progress_bars() as progress:
         found = measure(model, test, train, settings, judge, progress, keep)
         found.notes += notes
-        checked = None
+        checked = failure = None
         if criteria and references is not None:
-            free_nats = free_nats_at_end(model, run)
-            checked = check_criteria(model, test, found, judge, references, settings, free_nats, progress)
+            try:
+                free_nats = free_nats_at_end(model, run)
+                checked = check_criteria(model, test, found, judge, references, settings, free_nats, progress)
+            except VlaeError as error:  # told below: what was measured is not lost
+                failure = error
     seconds = time.monotonic() - started
     show(found, checked)
     paths = write(directory, model, found, settings, run, command, checked, seconds)
     print(f"written in {seconds:.0f} s: {', '.join(map(str, paths))}")
+    if failure is not None:
+        raise failure
     failed = compare(found.values, expected) if check and expected else 0
     if strict and checked and any(criterion.met is False for criterion in checked):
         return 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from vlae.evaluation.kept import KeptLikelihoods
 from vlae.evaluation.likelihood import likelihoods, nll_rows, sample_counts
 from vlae.evaluation.metrics import JUDGED, METRICS, STANDARD, chosen
 from vlae.evaluation.passes import Batch, batches_of, bits_per_value, digest
-from vlae.evaluation.probes import probe
+from vlae.evaluation.probes import probe, why_no_classes
 from vlae.evaluation.standard import (
     load_inception,
     load_lpips,
@@ -197,10 +197,18 @@ def check_images(model: LatentVariableModel, dataset: ImageDataset) -> None:
 
 
 def were_trained_on(model: LatentVariableModel, dataset: ImageDataset) -> bool:
-    """Whether the model's metadata say that images of a named set were among those that it was trained on."""
+    """Whether the model's metadata say that images like these were among those that it was trained on."""
     own = trained_on(model)
+    options = own.get("options", {})
+    if own.get("name") != dataset.name or _folder(options) != _folder(dataset.options):
+        return False
     trained, measured = (set(str(split).split("+")) for split in (own.get("split", ""), dataset.split))
-    return own.get("name") == dataset.name != "folder" and bool(trained & measured)  # folders all have that name
+    return bool(trained & measured or options.get("whole") or dataset.options.get("whole"))
+
+
+def _folder(options: Mapping[str, Any]) -> Path | None:
+    """The folder that images were read from, where it is an option: folders all have one name."""
+    return Path(options["path"]).resolve() if options.get("path") else None
 
 
 class _Suite:
@@ -249,6 +257,10 @@ class _Suite:
         for name, value in found.values.items():
             if not math.isfinite(value):
                 found.skipped[name] = f"it is {value}: the model's numbers are not finite"
+        named = self.wanted.intersection(self.settings.only)
+        for name in sorted(named - found.values.keys() - found.skipped.keys()):
+            if METRICS[name].group not in found.skipped:
+                found.skipped[name] = "it is none of this model's, or of these images"
         asked = self.wanted | self.groups_wanted
         found.skipped = {k: v for k, v in found.skipped.items() if k in asked}
         if left := [METRICS[name].label for name in chosen(self.settings.only) if name not in self.wanted]:
@@ -354,6 +366,8 @@ class _Suite:
                 f"NLL of all {len(self.test):,} images: theirs with K = {fewer:,}, less what more samples take from "
                 "that of those chosen; its ± is of the mean of these images, not of the population behind them"
             )
+        if bound is not None:  # what of several ways was taken
+            bound.nll_of_all, bound.nll_of_all_error = (d.get("nll_of_all") for d in (found.values, found.errors))
         if "nll_of_all" in settings.only and "nll_of_all" not in found.values:
             found.skipped["nll_of_all"] = (
                 "it is told from the bound of all images and the NLL of some, with two samples at least: ask for these"
@@ -510,6 +524,9 @@ class _Suite:
         if self.train is None:
             found.skipped["probes"] = "there are no training images to learn from"
             return
+        if self.test.options.get("whole") or self.train.options.get("whole"):
+            found.skipped["probes"] = "whole=True gives all images in every split: none are left to test on"
+            return
         if self.test.training:
             found.skipped["probes"] = f"the images measured are of the {self.test.split} split, which probes learn from"
             return
@@ -522,6 +539,8 @@ class _Suite:
         for name, value in {"linear_probe": result.linear, "knn": result.knn}.items():
             if value is not None:
                 found.values[name] = value
+            elif train.labels is not None:
+                found.skipped[name] = why_no_classes(train, self.test)
         if result.r2 is not None:
             varying = [value for value in result.r2 if not math.isnan(value)]
             found.series["factor_r2"] = dict(zip(self.factor_names(train), result.r2, strict=True))
