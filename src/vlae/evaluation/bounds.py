@@ -33,8 +33,8 @@ class Evaluation:
         negative_elbo: distortion + rate; `negative_elbo_error` its standard error.
         shuffled_gap: nats lost in distortion where each image is decoded with another image's z; NaN of one image,
             and without a code.
-        active_units: latent dimensions in use; None where they hold discrete codes or are none, and of one image. `latent_dim` of
-            how many.
+        active_units: latent dimensions in use; None where they hold discrete codes or are none, and of one image.
+            `latent_dim` of how many.
         bits_per_latent: mean rate of each latent dimension, bits.
         bits_per_dim: -ELBO in bits per sub-pixel; None for densities, which would need dequantised data.
         nll: importance-weighted -log p(x) at `nll_samples` samples; `nll_error` its standard error, `ess` the mean
