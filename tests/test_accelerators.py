@@ -21,7 +21,8 @@ from vlae.cli import choices, main
 from vlae.data import ImageDataset
 from vlae.evaluation import codes, doctor
 from vlae.evaluation.classifier import Classifier
-from vlae.evaluation.suite import Settings, measure
+from vlae.evaluation.measurements import Settings
+from vlae.evaluation.suite import measure
 from vlae.models.latents import each
 
 DEVICE = torch.device("meta")

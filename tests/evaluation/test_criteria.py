@@ -12,7 +12,8 @@ from vlae.evaluation import criteria, pictures, quality
 from vlae.evaluation.classifier import Classifier
 from vlae.evaluation.criteria import Criterion, References, load_references
 from vlae.evaluation.information import BITS
-from vlae.evaluation.suite import Settings, measure
+from vlae.evaluation.measurements import Settings
+from vlae.evaluation.suite import measure
 from vlae.objectives import ELBO, GECO, IWAE, Capacity, InfoVAE, LatentNoise, Linear, SoftFreeBits, WithTerms
 
 NOBODY = References(None, None, {"pixelcnn": "give --pixelcnn", "vae": "give --vae"})

@@ -11,8 +11,9 @@ from vlae.data import ImageDataset
 from vlae.evaluation import html
 from vlae.evaluation.criteria import Criterion
 from vlae.evaluation.illustrations import illustrations
+from vlae.evaluation.measurements import Measurements, Settings
 from vlae.evaluation.metrics import METRICS
-from vlae.evaluation.suite import Measurements, Settings, measure
+from vlae.evaluation.suite import measure
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

@@ -16,9 +16,10 @@ from vlae.evaluation import criteria, judge, report
 from vlae.evaluation.classifier import Classifier
 from vlae.evaluation.criteria import References, settled
 from vlae.evaluation.information import BITS
+from vlae.evaluation.measurements import Measurements, Settings
 from vlae.evaluation.metrics import METRICS
 from vlae.evaluation.report import TOLERANCE, compare
-from vlae.evaluation.suite import Measurements, Settings, measure
+from vlae.evaluation.suite import measure
 
 SMALL = {"nll_samples": (1, 3), "nll_images": 5, "information_images": 6, "quality_images": 4, "train_images": 20}
 

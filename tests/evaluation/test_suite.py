@@ -9,12 +9,16 @@ import torch
 import vlae
 from vlae import VlaeError, models
 from vlae.data import ImageDataset
-from vlae.evaluation import evaluate, quality, suite
+from vlae.evaluation import code_groups, evaluate, image_groups, quality, suite
+from vlae.evaluation.bound_groups import BoundGroups
 from vlae.evaluation.classifier import Classifier
+from vlae.evaluation.code_groups import CodeGroups
+from vlae.evaluation.image_groups import ImageGroups
+from vlae.evaluation.measurements import Settings
 from vlae.evaluation.metrics import GROUPS, JUDGED, METRICS, STANDARD, chosen
 from vlae.evaluation.pictures import reconstructions, samples
 from vlae.evaluation.standard import Unavailable
-from vlae.evaluation.suite import Settings, measure
+from vlae.evaluation.suite import measure
 
 SHAPE = (1, 8, 8)
 SMALL = {"nll_samples": (2, 5), "nll_images": 7, "information_images": 9, "quality_images": 11, "train_images": 30}
@@ -194,10 +198,9 @@ def test_as_many_samples_as_asked_for_though_there_are_fewer_images(sets, judge)
 def test_only_what_is_asked_for_is_computed_and_returned(only, sets, judge, monkeypatch):
     ran = []
     for group in GROUPS:
-        method = getattr(suite._Suite, group)
-        monkeypatch.setattr(
-            suite._Suite, group, lambda self, method=method, group=group: (ran.append(group), method(self))
-        )
+        owner = next(kind for kind in (BoundGroups, CodeGroups, ImageGroups) if hasattr(kind, group))
+        method = getattr(owner, group)
+        monkeypatch.setattr(owner, group, lambda self, method=method, group=group: (ran.append(group), method(self)))
     result = measure(make("VAE"), *sets, Settings(only=only, **SMALL), judge)
     assert set(result.values) == set(chosen(only)) - {"perplexity", "codes_in_use", "nll_of_all"}
     assert set(ran) == {METRICS[name].group for name in chosen(only)} == set(result.seconds)
@@ -223,8 +226,8 @@ def test_standard_networks_are_left_to_those_who_ask(sets, judge, monkeypatch):
     def missing():
         raise Unavailable("weights.pth is not here: put it in some/where")
 
-    monkeypatch.setattr(suite, "load_inception", missing)
-    monkeypatch.setattr(suite, "load_lpips", missing)
+    monkeypatch.setattr(image_groups, "load_inception", missing)
+    monkeypatch.setattr(image_groups, "load_lpips", missing)
     assert {"fid", "inception_score", "lpips", "drawn_lpips"} == STANDARD
     assert "--standard" in measure(make("VAE"), *sets, Settings(**SMALL), judge).skipped["standard"]
     for settings in (Settings(standard=True, **SMALL), Settings(only=("standard", "lpips"), **SMALL)):
@@ -241,10 +244,10 @@ def test_standard_networks_say_what_they_are_asked(sets, judge, monkeypatch):
         seen["inception"] = (network, len(data), made)
         return {"fid": 1.5, "inception_score": 2.5}
 
-    monkeypatch.setattr(suite, "load_inception", lambda: "inception")
-    monkeypatch.setattr(suite, "load_lpips", lambda: "alexnet")
-    monkeypatch.setattr(suite, "standard_sample_quality", inception)
-    monkeypatch.setattr(suite, "perceptual_distance", lambda network, x, y: (x - y).abs().flatten(1).mean(1))
+    monkeypatch.setattr(image_groups, "load_inception", lambda: "inception")
+    monkeypatch.setattr(image_groups, "load_lpips", lambda: "alexnet")
+    monkeypatch.setattr(image_groups, "standard_sample_quality", inception)
+    monkeypatch.setattr(image_groups, "perceptual_distance", lambda network, x, y: (x - y).abs().flatten(1).mean(1))
     result = measure(make("VLAE"), *sets, Settings(standard=True, **SMALL), judge)
     assert (result.values["fid"], result.values["inception_score"]) == (1.5, 2.5)
     assert seen["inception"][:2] == ("inception", 11)
@@ -274,7 +277,7 @@ def test_reasons_are_plain(found, sets, judge):
 
 
 def test_a_long_code_is_left_out_of_disentanglement(sets, monkeypatch):
-    monkeypatch.setattr(suite, "MOST_DIMENSIONS", 2)
+    monkeypatch.setattr(code_groups, "MOST_DIMENSIONS", 2)
     assert "too long" in measure(make("VAE"), *sets, Settings(only=("sap",))).skipped["disentanglement"]
 
 
@@ -340,7 +343,7 @@ def test_faint_copies_in_idle_dimensions_do_not_count(monkeypatch):
 
     v = grid([3, 4]).repeat(10, 1)
     test = ImageDataset(images(120, "test").images, 2, name="noise", split="test", factors=v)
-    monkeypatch.setattr(suite, "code_means", lambda *_: torch.cat([v, 1e-3 * v], 1).double())
+    monkeypatch.setattr(code_groups, "code_means", lambda *_: torch.cat([v, 1e-3 * v], 1).double())
     result = measure(make("VAE"), test, None, Settings(only=("disentanglement",), **SMALL))
     assert result.values["mig"] == 1.0 and result.values["dci_completeness"] == pytest.approx(1)
     assert any("2 of their dimensions varying" in note for note in result.notes)

@@ -17,7 +17,7 @@ import yaml
 
 import vlae
 from vlae import VlaeError, cli
-from vlae.evaluation.suite import Measurements
+from vlae.evaluation.measurements import Measurements
 from vlae.experiments import cells, engine, study, tables
 from vlae.experiments.engine import Spread
 from vlae.experiments.plan import Timing
@@ -146,7 +146,8 @@ def test_measured_as_by_hand(once):
     """The numbers are those of the suite on the first images of the test split, by the saved model."""
     import vlae
     from vlae.data import load
-    from vlae.evaluation.suite import Settings, measure
+    from vlae.evaluation.measurements import Settings
+    from vlae.evaluation.suite import measure
 
     model = vlae.load(once / "cells" / "none" / "model")
     test = load("digits", "test", binarize="dynamic").subset(30)

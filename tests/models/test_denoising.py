@@ -12,8 +12,9 @@ from vlae import DenoisingAutoencoder, VlaeError
 from vlae.cli import main
 from vlae.data import ImageDataset
 from vlae.evaluation import evaluate
+from vlae.evaluation.measurements import Settings
 from vlae.evaluation.report import show
-from vlae.evaluation.suite import Settings, measure
+from vlae.evaluation.suite import measure
 
 CORRUPTIONS = {"bernoulli_flip": 0.2, "gaussian": 0.3, "masking": 0.4}
 

@@ -61,7 +61,7 @@ def evaluate(words: list[str]) -> int:
     from vlae.evaluation import report
     from vlae.evaluation.criteria import load_references
     from vlae.evaluation.judge import judge_of
-    from vlae.evaluation.suite import Settings
+    from vlae.evaluation.measurements import Settings
 
     names = (
         "nll_of_all_samples",

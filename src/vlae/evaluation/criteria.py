@@ -23,9 +23,11 @@ from vlae.distributions.autoregressive import Autoregressive
 from vlae.errors import VlaeError
 from vlae.evaluation import pictures, quality
 from vlae.evaluation.classifier import Classifier
+from vlae.evaluation.groups import Progress
 from vlae.evaluation.history import read_history
 from vlae.evaluation.information import BITS
-from vlae.evaluation.suite import Measurements, Progress, Settings, check_images
+from vlae.evaluation.measurements import Measurements, Settings
+from vlae.evaluation.suite import check_images
 from vlae.models.base import LatentVariableModel
 from vlae.models.context import given
 from vlae.models.saving import load, pretrained_names, trained_on

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from vlae.evaluation.criteria import Criterion
 from vlae.evaluation.illustrations import Illustration
+from vlae.evaluation.measurements import Measurements
 from vlae.evaluation.metrics import GROUPS, METRICS, Metric
 from vlae.evaluation.rows import in_bits, nll_cells, rows_of
-from vlae.evaluation.suite import Measurements
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #5b6875; --line: #d5dbe1; --paper: #ffffff; --good: #1a7f37;

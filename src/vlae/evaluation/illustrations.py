@@ -15,7 +15,7 @@ from vlae import figures
 from vlae.errors import VlaeError
 from vlae.evaluation.history import Row, curves_of
 from vlae.evaluation.information import BITS
-from vlae.evaluation.suite import Measurements
+from vlae.evaluation.measurements import Measurements
 from vlae.figures.studies import Point, bars, lines
 
 COLUMNS, MOST = 10, 40  # reconstructed images in a row; samples in a picture

@@ -26,12 +26,14 @@ from vlae.evaluation import html
 from vlae.evaluation.bounds import Evaluation, evaluate
 from vlae.evaluation.classifier import Classifier
 from vlae.evaluation.criteria import Criterion, References, check_criteria, free_nats_at_end, needed
+from vlae.evaluation.groups import Progress
 from vlae.evaluation.history import read_rows
 from vlae.evaluation.illustrations import illustrations
+from vlae.evaluation.measurements import Measurements, Settings
 from vlae.evaluation.metrics import GROUPS, METRICS
 from vlae.evaluation.passes import batches_of
 from vlae.evaluation.rows import in_bits, nll_cells, rows_of
-from vlae.evaluation.suite import Measurements, Progress, Settings, check_images, measure
+from vlae.evaluation.suite import check_images, measure
 from vlae.files import check_place, json_text, write_together
 from vlae.machine import machine, versions
 from vlae.models.base import LatentVariableModel

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlae.evaluation.information import BITS
+from vlae.evaluation.measurements import Measurements
 from vlae.evaluation.metrics import METRICS, Metric
-from vlae.evaluation.suite import Measurements
 
 
 def rows_of(found: Measurements, group: str) -> list[Metric]:

@@ -33,7 +33,8 @@ from vlae.data import ImageDataset
 from vlae.data import load as load_data
 from vlae.errors import VlaeError
 from vlae.evaluation.classifier import Classifier
-from vlae.evaluation.suite import Measurements, measure
+from vlae.evaluation.measurements import Measurements
+from vlae.evaluation.suite import measure
 from vlae.experiments.dae import flat, judge_of
 from vlae.experiments.plan import Load, Timing
 from vlae.experiments.study import KEPT_PICTURES, Cell, Measure

@@ -31,8 +31,8 @@ import yaml
 
 from vlae.data.datasets import check_split
 from vlae.errors import VlaeError
+from vlae.evaluation.measurements import Settings
 from vlae.evaluation.metrics import METRICS
-from vlae.evaluation.suite import Settings
 from vlae.experiments.columns import STUDY
 from vlae.models.saving import CONFIG as MODEL
 from vlae.models.saving import locate
