@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,24 +44,38 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_files_that_belong_together_are_all_old_or_all_new(tmp_path, monkeypatch):
-    paths = [tmp_path / name for name in "ab"]
+@pytest.mark.parametrize("failing", range(3))
+@pytest.mark.parametrize("step", ["write", "flush"])
+def test_files_that_belong_together_are_all_old_or_all_new(tmp_path, monkeypatch, failing, step):
+    paths = [tmp_path / name for name in "abc"]
     write_together(dict.fromkeys(paths, b"old"))
-    flushed = []
+    owner, name = (files, "_flush") if step == "flush" else (Path, "write_bytes")
+    work, calls = getattr(owner, name), []
 
-    def second_fails(path):
-        flushed.append(path)
-        if len(flushed) == 1:
+    def fails(path, *data):
+        calls.append(path)
+        if len(calls) == failing + 1:
             raise OSError(28, "No space left on device")
+        return work(path, *data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_flush", second_fails)
-        with pytest.raises(OSError, match=r"No space left on device: '.*b'"):
+        patch.setattr(owner, name, fails)
+        with pytest.raises(OSError, match=rf"No space left on device: '.*{'abc'[failing]}'"):
             write_together(dict.fromkeys(paths, b"new"))
-    assert [path.read_text() for path in paths] == ["old", "old"]
+    assert [path.read_text() for path in paths] == ["old"] * 3
+    assert left(tmp_path) == set("abc")
     write_together(dict.fromkeys(paths, b"new"))
-    assert [path.read_text() for path in paths] == ["new", "new"]
-    assert left(tmp_path) == {"a", "b"}
+    assert [path.read_text() for path in paths] == ["new"] * 3
+    assert left(tmp_path) == set("abc")
+
+
+def test_no_file_takes_its_place_before_all_are_on_the_disk(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(files, "_flush", lambda path: done.append("flush"))
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("rename") or replace(*paths))
+    write_together(dict.fromkeys([tmp_path / name for name in "abc"], b"new"))
+    assert done == ["flush"] * 3 + ["rename"] * 3
 
 
 @pytest.fixture

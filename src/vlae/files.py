@@ -48,14 +48,21 @@ def replacing(path: Path) -> Iterator[Path]:
     cut leaves half a file under it. What killed processes have left in the directory is removed. Raises `OSError`,
     which names `path`, where the file can't be written.
     """
+    with _beside(path) as temporary:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary path for what is to take the place of `path`; what is still there when the block ends is removed."""
     # Beside the target, because os.replace is atomic only within one file system.
     temporary = path.with_name(f".{_shortened(path.name)}.{_owner()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent.absolute(), os.getpid())
         yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
     except OSError as error:
         if error.filename == str(temporary) or (error.filename is None and error.errno in NO_ROOM):
             raise OSError(error.errno, error.strerror, str(path)) from error
@@ -146,8 +153,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_together(contents: Mapping[Path, bytes]) -> None:
     """Writes files that belong together: all of them are on the disk before the first takes its place."""
     with ExitStack() as stack:
+        written = {}
         for path, data in contents.items():
-            stack.enter_context(replacing(path)).write_bytes(data)
+            written[path] = temporary = stack.enter_context(_beside(path))
+            temporary.write_bytes(data)
+            _flush(temporary)
+        for path, temporary in written.items():
+            os.replace(temporary, path)
 
 
 @contextmanager

@@ -8,6 +8,19 @@ from vlae.data import ImageDataset, load
 from vlae.errors import VlaeError
 
 
+class Items(Dataset):
+    """A torch `Dataset` of these items."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
 def test_grey_bytes_keep_their_levels():
     x = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
     data = ImageDataset.from_any(x)
@@ -122,9 +135,103 @@ def test_unsigned_tensors_are_taken_like_arrays():
     assert ImageDataset.from_any(x).images.flatten().tolist() == [0, 255, 7, 1]
 
 
-def test_half_levels_are_refused():
-    with pytest.raises(VlaeError, match="integer from 2 to 256"):
-        ImageDataset.from_any(torch.rand(2, 2, 2), levels=2.5)
+UNSIGNED = ["u2", ">u2", "u4", ">u4", "u8", ">u8"]
+FLOAT8 = [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz]
+
+
+@pytest.mark.parametrize("dtype", UNSIGNED)
+def test_unsigned_integers_of_any_width(dtype):
+    x = np.array([0, 255, 7, 1], dtype).reshape(1, 1, 2, 2)
+    assert ImageDataset.from_any(x).images.flatten().tolist() == [0, 255, 7, 1]
+    native = torch.from_numpy(x.astype(x.dtype.newbyteorder("=")))
+    assert ImageDataset.from_any(native).images.flatten().tolist() == [0, 255, 7, 1]
+    assert ImageDataset.from_any(x, labels=np.array([3], dtype)).labels.tolist() == [3]
+    assert ImageDataset.from_any(x, factors=np.array([[3]], dtype)).factors.tolist() == [[3]]
+    one = ImageDataset.from_any(Items([(x[0], np.array(3, dtype)[()])]))
+    assert one.labels.tolist() == [3] and one.images.flatten().tolist() == [0, 255, 7, 1]
+
+
+def test_floats_that_torch_does_not_compute_with():
+    x = np.array([0.0, 0.5, 0.25, 1.0]).reshape(1, 1, 2, 2)
+    wide = x.astype(np.longdouble)
+    for given in (wide, Items([wide[0]]), *(torch.from_numpy(x).to(dtype) for dtype in FLOAT8)):
+        assert ImageDataset.from_any(given).images.flatten().tolist() == [0, 128, 64, 255]
+    factors = ImageDataset.from_any(x, factors=wide.reshape(1, 4)).factors
+    assert factors.dtype == torch.float64 and factors.tolist() == [[0.0, 0.5, 0.25, 1.0]]
+    assert ImageDataset.from_any(x, labels=np.array([1], ">i8")).labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda: np.full((1, 2, 2), 2**64 - 3, np.uint64), "integers of 2.63 or more"),
+        (lambda: torch.full((1, 2, 2), 2**64 - 3, dtype=torch.uint64), "integers of 2.63 or more"),
+        (lambda: np.full((1, 2, 2), np.nan, np.longdouble), "NaN"),
+        (lambda: torch.full((1, 2, 2), float("nan")).to(torch.float8_e5m2), "NaN"),
+        (lambda: np.zeros((1, 2, 2), np.complex64), "complex64"),
+        (lambda: np.zeros((1, 2, 2), object), "object"),
+        (lambda: torch.zeros(1, 2, 2).to_sparse(), "sparse_coo"),
+        (lambda: torch.zeros(1, 2, 2).to_mkldnn(), "mkldnn"),
+        (lambda: torch.zeros(1, 2, 2, device="meta"), "meta"),
+        (lambda: torch.zeros(1, 2, 2, dtype=torch.uint8).view(torch.uint4), "uint4"),
+        (lambda: torch.zeros(1, 2, 2, dtype=torch.uint8).view(torch.bits8), "bits8"),
+    ],
+)
+@pytest.mark.parametrize("use", ["images", "item", "labels", "factors"])
+def test_numbers_that_cannot_be_used_are_refused_in_one_line(given, message, use):
+    x, image = given(), torch.rand(1, 1, 4, 4)
+    arguments = {
+        "images": lambda: {"x": x},
+        "item": lambda: {"x": Items([x])},
+        "labels": lambda: {"x": image, "labels": x.reshape(-1)[:1] if message == "NaN" else x},
+        "factors": lambda: {"x": image, "factors": x.reshape(1, -1) if message == "NaN" else x},
+    }[use]()
+    with pytest.raises(VlaeError, match=message) as error:
+        ImageDataset.from_any(**arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [2.5, -1, 0, 1, 257, float("nan"), float("inf"), -float("inf"), "17", "a", True, [17], 17j, np.array([3, 4])],
+)
+def test_levels_are_an_integer_from_2_to_256(levels):
+    for use in (
+        lambda: ImageDataset.from_any(torch.rand(2, 2, 2), levels=levels),
+        lambda: ImageDataset(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), levels),
+    ):
+        with pytest.raises(VlaeError, match="integer from 2 to 256") as error:
+            use()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("levels", [17, 17.0, np.int64(17), torch.tensor(17)])
+def test_levels_are_an_integer_whatever_its_type(levels):
+    data = ImageDataset.from_any(torch.rand(2, 2, 2), levels=levels)
+    assert type(data.levels) is int and "17 levels" in data.protocol
+
+
+@pytest.mark.parametrize("rows", [[], [2], [-3], [0.5], ["a"], [True, False], [[0, 1]], None])
+def test_a_subset_of_no_images_or_of_none_of_these_is_refused(rows):
+    whole = ImageDataset.from_any(torch.rand(2, 1, 4, 4))
+    for part in (Subset(whole, rows), Subset(Subset(whole, rows), rows)):
+        with pytest.raises(VlaeError, match=r"positions from 0 to 1") as error:
+            ImageDataset.from_any(part)
+        assert "\n" not in str(error.value)
+    assert len(ImageDataset.from_any(Subset(whole, np.array([1, 0, -1])))) == 3
+
+
+def test_an_empty_subset_of_anything_else_is_refused():
+    with pytest.raises(VlaeError, match="Subset is empty"):
+        ImageDataset.from_any(Subset(TensorDataset(torch.rand(2, 1, 4, 4)), []))
+
+
+@pytest.mark.parametrize("first", [torch.rand(1, 2, 2), (torch.rand(1, 2, 2), 0), (torch.rand(1, 2, 2),), ()])
+@pytest.mark.parametrize("second", [torch.rand(1, 3, 3), (torch.rand(1, 3, 3), 0), (torch.rand(1, 3, 3),), ()])
+def test_items_that_are_not_alike_are_refused(first, second):
+    with pytest.raises(VlaeError, match="make them alike") as error:
+        ImageDataset.from_any(Items([first, second]))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("binarize", [None, "dynamic", "threshold"])

@@ -3,8 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
+import vlae
 from vlae.data import Batches, load
 from vlae.errors import VlaeError
+from vlae.evaluation.passes import batches_of
 
 
 @pytest.fixture
@@ -144,6 +146,38 @@ def test_crops_of_training_and_validation_images_together(tmp_path, write_png):
     assert len(data) == 500
     assert data.epoch_images(0, 0)[:, 2, 0, 0].unique().tolist() == list(range(11))
     assert not torch.equal(data.epoch_images(0, 0), data.epoch_images(0, 1))
+
+
+def test_the_note_of_crops_of_two_splits_counts_the_files_of_both(tmp_path, write_png):
+    folder = position_photos(tmp_path / "x", write_png)
+    for options in ({"size": 8}, {"crop": 8}):
+        data = load("folder", "train+validation", path=folder, **options)
+        for part in ("10 of 12 files", "1 of 12 files"):
+            assert part in data.protocol
+        assert f": {len(data)} images" in data.protocol
+    assert len(data.sources) == 11
+
+
+@pytest.mark.parametrize("split", ["train", "train+validation", "test"])
+@pytest.mark.parametrize("binarize", [None, "threshold", "dynamic"])
+def test_one_draw_of_crops_stands_for_all_visits(tmp_path, write_png, split, binarize):
+    folder = position_photos(tmp_path / "x", write_png)
+    data = load("folder", split, path=folder, crop=8, crops_per_epoch=50, binarize=binarize)
+    fixed = data.drawn()
+    assert not fixed.redrawn and data.redrawn == data.training
+    assert torch.equal(fixed.tensor(), data.tensor())
+    for size in (7, 50):
+        assert torch.equal(torch.cat([batch.images for batch in Batches(fixed, size)]), data.tensor())
+    assert torch.equal(torch.stack([fixed[k] for k in range(50)]), data.tensor())
+
+
+def test_the_bound_of_crops_is_of_those_in_the_pictures(tmp_path, write_png):
+    folder = position_photos(tmp_path / "x", write_png)
+    data = load("folder", path=folder, crop=8, crops_per_epoch=20)
+    model = vlae.VAE((3, 8, 8), latent_dim=2, architecture="mlp", widths=[4], likelihood="gaussian")
+    for few in (data, data.subset(5)):
+        measured = torch.cat([x for x, _, _ in batches_of(model, few, 6)])
+        assert torch.equal(measured, few.tensor())  # what `suite` makes its pictures of
 
 
 def test_binarised_crops(tmp_path, write_png):

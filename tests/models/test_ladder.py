@@ -456,6 +456,7 @@ def test_textbook_names(binary, key, flat):
         {"likelihood": "poisson"},
         {"likelihood_options": {"levels": 3}},
         {"image_shape": (1, 0, 4)},
+        *({"beta": beta} for beta in (-1.0, math.nan, math.inf, "1", None, True, [1.0])),
     ],
 )
 def test_bad_settings_are_refused_with_one_line(options):

@@ -14,8 +14,9 @@ from vlae.cli import main
 from vlae.data import ImageDataset, load
 from vlae.evaluation import evaluate
 from vlae.evaluation.codes import code_means
+from vlae.evaluation.measurements import Settings
 from vlae.evaluation.report import show
-from vlae.evaluation.suite import Settings, measure
+from vlae.evaluation.suite import measure
 from vlae.models.base import LatentVariableModel
 from vlae.objectives import ELBO
 from vlae.training import run
@@ -459,7 +460,12 @@ def test_what_is_no_code_is_refused(z):
         ({"codes": 1}, "codes must be 2 or more"),
         ({"code_dim": 0}, "code_dim must be 1 or more"),
         ({"architecture": "mlp"}, "must be 'conv' or 'resnet'"),
-        ({"commitment": -1.0}, "commitment must be 0 or more"),
+        *(
+            ({name: value}, f"{name} must be a number of 0 or more; got")
+            for name in ("beta", "commitment")
+            for value in (-1.0, float("nan"), float("inf"), "1", None, True, [1.0])
+        ),
+        *(({name: value}, name) for name in ("decay", "revival") for value in ("a", None, float("nan"), True)),
         ({"codebook": "kmeans"}, "codebook must be"),
         ({"decay": 1.0}, "decay"),
         ({"revival": 2.0}, "revival"),

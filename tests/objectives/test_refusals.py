@@ -1,5 +1,10 @@
 """Objectives and models that make no sense together are refused in one line, before anything is written."""
 
+import inspect
+import math
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +16,9 @@ from vlae.objectives import (
     IWAE,
     Adversarial,
     Capacity,
+    Constant,
     Contrastive,
+    Cyclical,
     InfoVAE,
     LaggingInference,
     LatentNoise,
@@ -182,20 +189,76 @@ def test_nothing_is_trained_on_held_out_images(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("beta", [Linear(-1, 1), Linear(float("nan"), 1), Linear(1, float("inf")), "x", None, -1.0])
+@pytest.mark.parametrize("beta", [Linear(-1, 1), "x", None, -1.0, True, float("nan"), 10**400, 1j, Linear])
 def test_a_weight_is_no_negative_number_at_any_time(beta):
     with pytest.raises(VlaeError, match="must be a number of 0 or more, or a schedule"):
         ELBO(beta=beta)
 
 
-@pytest.mark.parametrize(
-    "options", [{"step": 2}, {"step": 0}, {"tolerance": -1}, {"minimum": 0}, {"step": float("nan")}]
-)
+@pytest.mark.parametrize("options", [{"step": 2}, {"step": 0}, {"tolerance": -1}, {"minimum": 0}])
 def test_soft_free_bits_move_by_shares(options):
     with pytest.raises(VlaeError, match="step between 0 and 1"):
         SoftFreeBits(1.0, **options)
     with pytest.raises(VlaeError, match="target_nats"):
         SoftFreeBits(float("nan"))
+
+
+ARGUMENTS = {
+    Constant: {"value": 1.0},
+    Linear: {"start": 0.0, "end": 1.0, "begin": 0.0, "finish": 1.0},
+    Cyclical: {"start": 0.0, "end": 1.0, "cycles": 4, "rising": 0.5},
+    ELBO: {"beta": 1.0, "free_nats": 0.0, "per": "image"},
+    SoftFreeBits: {"target_nats": 3.0, "interval": 20, "step": 0.1, "tolerance": 0.05, "minimum": 0.1},
+    GECO: {"target_nats": 80.0, "speed": 0.01, "decay": 0.9, "limit": 10.0},
+    IWAE: {"samples": 2, "estimator": "iwae"},
+    LaggingInference: {"inner_steps": 2, "until": 0.5, "beta": 1.0, "free_nats": 0.0, "per": "image"},
+    InfoVAE: {"alpha": 0.0, "lambda_": 10.0, "kernel": "rbf", "bandwidth": 1.0},
+    Capacity: {"max_nats": 5.0, "gamma": 10.0, "finish": 0.5},
+    Adversarial: {"weight": 1.0, "channels": 4, "stages": 2, "lr": 0.1, "betas": (0.5, 0.9)},
+    Contrastive: {"weight": 1.0, "temperature": 0.1, "noise": 0.0},
+    LatentNoise: {"weight": 1.0, "sigma": 0.1},
+    Perceptual: {"weight": 1.0, "network": "classifier", "dataset": "digits"},
+    WithTerms: {"terms": [LatentNoise()], "objective": ELBO()},
+}
+OPTIONAL = [(InfoVAE, "bandwidth"), (Perceptual, "dataset"), (WithTerms, "objective")]  # None has a meaning there
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, options in ARGUMENTS.items() for name in options], ids=str
+)
+def test_every_argument_is_held_to_its_type_when_it_is_given(kind, name):
+    kind(**ARGUMENTS[kind])
+    assert set(inspect.signature(kind).parameters) - {"target_per_dim"} == set(ARGUMENTS[kind])
+    wrong = [3j, [1], {}, True, math.nan, math.inf, 10**400, *([] if name == "dataset" else ["a", "1"])]
+    whole = isinstance(ARGUMENTS[kind][name], int)
+    for value in [*wrong, *([] if (kind, name) in OPTIONAL else [None]), *([1.5] if whole else [])]:
+        if whole and value == 10**400:
+            continue
+        with pytest.raises(VlaeError) as caught:
+            kind(**{**ARGUMENTS[kind], name: value})
+        assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ELBO(beta=Linear("a", 1)), "Linear needs a finite number for start; got 'a'"),
+        (lambda: SoftFreeBits(3.0, interval=1.5), "interval of soft free bits must be a whole number of 1 or more"),
+        (lambda: GECO(target_per_dim="a"), "GECO needs a finite number for target_per_dim; got 'a'"),
+        (lambda: Adversarial(betas=(0.5, "a")), r"two betas in \[0, 1\); got .*'a'"),
+        (lambda: Adversarial(betas=(0.5,)), r"two betas in \[0, 1\)"),
+        (lambda: WithTerms(None), "got a NoneType"),
+        (lambda: WithTerms([LatentNoise()], LatentNoise()), "objective of WithTerms .* got a LatentNoise"),
+    ],
+)
+def test_a_wrong_type_is_named_with_its_argument(make, message):
+    with pytest.raises(VlaeError, match=message):
+        make()
+
+
+def test_numbers_may_be_of_any_real_type():
+    assert ELBO(beta=np.float32(0.5)).beta(0.0) == 0.5
+    assert Linear(np.int64(0), Fraction(1, 2))(1.0) == 0.5
 
 
 def test_only_terms_are_terms():

@@ -33,7 +33,7 @@ def test_impossible_ramps_are_refused(limits):
         Linear(0.0, 1.0, *limits)
 
 
-@pytest.mark.parametrize("options", [{"cycles": 0}, {"rising": 0.0}, {"rising": 1.5}])
+@pytest.mark.parametrize("options", [{"cycles": 0}, {"cycles": 1.5}, {"rising": 0.0}, {"rising": 1.5}])
 def test_impossible_cycles_are_refused(options):
-    with pytest.raises(VlaeError, match="cycles >= 1"):
+    with pytest.raises(VlaeError, match=next(iter(options))):
         Cyclical(**options)

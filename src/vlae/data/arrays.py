@@ -9,6 +9,12 @@ from torch.utils.data import Dataset, IterableDataset
 
 from vlae.errors import VlaeError, one_line
 
+# What torch computes with; what it only stores, and numpy computes with; and floats that it only stores.
+_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu)
+
 
 def to_levels(x: Tensor | np.ndarray, levels: int | None = None) -> tuple[Tensor, int]:
     """Images as integer levels.
@@ -25,8 +31,7 @@ def to_levels(x: Tensor | np.ndarray, levels: int | None = None) -> tuple[Tensor
         VlaeError: another shape, NaN or values out of range.
     """
     x = _shaped(_as_tensor(x))
-    if levels is not None and (levels != int(levels) or not 2 <= levels <= 256):
-        raise VlaeError(f"levels={levels}: expected an integer from 2 to 256")
+    levels = None if levels is None else _whole_levels(levels)
     real = x.is_floating_point()
     if real and not bool(torch.isfinite(x).all()):
         raise VlaeError("the images hold NaN or infinite values; expected floats in [0, 1]")
@@ -52,30 +57,76 @@ def collect(dataset: Dataset[Any]) -> tuple[Tensor, Tensor | None]:
             raise VlaeError(f"{type(dataset).__name__} needs __len__ and __getitem__ ({error})") from error
     if not items:
         raise VlaeError(f"{type(dataset).__name__} is empty; expected at least one image")
-    paired = isinstance(items[0], (tuple, list))
-    images = [_one_image(item[0] if paired else item) for item in items]
+    items = [item if isinstance(item, (tuple, list)) else (item,) for item in items]
+    labelled = len(items[0]) > 1
+    if any(not item or (len(item) > 1) != labelled for item in items):
+        raise VlaeError(
+            f"{type(dataset).__name__} yields images here and (image, label) pairs there, or nothing; make them alike"
+        )
+    images = [_one_image(item[0]) for item in items]
     if {(image.shape, image.dtype) for image in images} != {(images[0].shape, images[0].dtype)}:
         raise VlaeError(f"{type(dataset).__name__} yields images of different shapes or types; make them alike")
-    labelled = paired and len(items[0]) > 1
     return torch.stack(images), _labels([item[1] for item in items]) if labelled else None
 
 
+def plain(x: Any) -> Tensor:
+    """Real numbers as a dense tensor on the CPU, of a type that torch computes with; their values stay.
+
+    Raises:
+        TypeError: a tensor that is not dense; numbers that are not real, packed, or integers of 2^63 or more.
+        ValueError, RuntimeError: neither tensor nor array, and nothing that torch makes a tensor of.
+    """
+    if not isinstance(x, (Tensor, np.ndarray)):
+        x = torch.as_tensor(x)
+    if isinstance(x, Tensor):
+        if x.layout != torch.strided or x.is_nested or x.is_meta:
+            raise TypeError(f"a {'nested' if x.is_nested else 'meta' if x.is_meta else x.layout} tensor")
+        x = x.detach().cpu()
+        if x.dtype in _INTEGERS + _FLOATS:
+            return x
+        if x.dtype in _FLOAT8:
+            return x.float()
+        if x.dtype not in _UNSIGNED:  # complex, quantised, or several in a byte
+            raise TypeError(f"values of {x.dtype}")
+        x = x.numpy()
+    if x.dtype.kind not in "buif":
+        raise TypeError(f"values of {x.dtype}")
+    if x.dtype.kind == "u" and int(x.max(initial=0)) >= 2**63:
+        raise TypeError("integers of 2^63 or more")
+    return torch.from_numpy(x.astype(_native(x.dtype)))  # a copy: torch shares no read-only memory
+
+
+def _native(dtype: np.dtype[Any]) -> type[np.generic]:
+    """The nearest of numpy's types that torch has, in this machine's byte order."""
+    if dtype.kind == "f":
+        return dtype.type if dtype.itemsize <= 8 else np.float64
+    return dtype.type if dtype.itemsize == 1 else np.int64
+
+
 def _as_tensor(x: Any) -> Tensor:
-    """`x` as a CPU tensor of its own kind."""
-    if isinstance(x, np.ndarray):
-        if x.dtype.kind not in "buif":
-            raise VlaeError(f"an array of {x.dtype} can't be images; expected uint8 or floats in [0, 1]")
-        # Torch knows neither foreign byte orders nor every unsigned type, and shares no read-only memory.
-        x = torch.from_numpy(x.astype(np.int64 if x.dtype.kind in "ui" and x.dtype != np.uint8 else x.dtype.type))
-    if not isinstance(x, Tensor):
+    """`x` as `plain`; no lists, which are slow."""
+    if not isinstance(x, (Tensor, np.ndarray)):
         raise VlaeError(
             f"{type(x).__name__} can't be images; expected a tensor or array [N, C, H, W], or a torch Dataset"
         )
-    if x.dtype in (torch.uint16, torch.uint32):
-        x = x.long()  # torch computes little with these
-    if x.is_complex():
-        raise VlaeError("complex values can't be images; expected uint8 or floats in [0, 1]")
-    return x.detach().cpu()
+    try:
+        return plain(x)
+    except TypeError as error:
+        raise VlaeError(
+            f"{error} can't be images; expected a dense tensor or array, uint8 or floats in [0, 1]"
+        ) from None
+
+
+def _whole_levels(levels: Any) -> int:
+    """A number of levels, of whatever type, as an integer."""
+    try:
+        whole = int(levels)
+        fits = bool(whole == levels) and 2 <= whole <= 256
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        fits = False
+    if not fits:
+        raise VlaeError(f"levels={levels!r:.40}: expected an integer from 2 to 256")
+    return whole
 
 
 def _shaped(x: Tensor) -> Tensor:
@@ -105,13 +156,18 @@ def _one_image(x: Any) -> Tensor:
 
 def _labels(values: list[Any]) -> Tensor:
     """Integer labels as int64 [N]."""
-    return as_labels([value.item() if isinstance(value, Tensor) and value.numel() == 1 else value for value in values])
+
+    def one(value: Any) -> Any:
+        single = isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1)
+        return value.item() if single else value
+
+    return as_labels([one(value) for value in values])
 
 
 def as_labels(labels: Any) -> Tensor:
     """Labels of any origin as int64 [N]; floats that are whole numbers are taken."""
     try:
-        given = torch.as_tensor(labels).detach().cpu()
+        given = plain(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise VlaeError(f"labels must be integers, one per image ({one_line(error)})") from error
     if given.ndim != 1:

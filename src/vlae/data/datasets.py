@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from vlae.data.arrays import as_labels, collect, to_levels
+from vlae.data.arrays import as_labels, collect, plain, to_levels
 from vlae.data.seeds import Stream, generator
 from vlae.errors import VlaeError, one_line
 
@@ -192,8 +192,16 @@ class ImageDataset(Dataset[Tensor]):
         return self._with(**{key: value[:n] for key, value in self._per_image().items()})
 
     def chosen(self, indices: Sequence[int]) -> Self:
-        """The images at these positions, in this order, all else equal."""
-        rows = torch.as_tensor(indices, dtype=torch.long)
+        """The images at these positions, in this order, all else equal; positions below 0 count from the end.
+
+        Raises:
+            VlaeError: there are none, or some are no positions of images.
+        """
+        rows = _as_positions(indices)
+        if not len(rows) or not bool(((-len(self) <= rows) & (rows < len(self))).all()):
+            raise VlaeError(
+                f"part of {self.name} {self.split}: expected positions from 0 to {len(self) - 1}, one or more"
+            )
         return self._with(**{key: value[rows] for key, value in self._per_image().items()})
 
     def binarized(self, binarize: str | None) -> Self:
@@ -208,10 +216,10 @@ class ImageDataset(Dataset[Tensor]):
         return new
 
     def drawn(self) -> Self:
-        """The same images with one draw, that of `tensor`, where the binarisation is drawn anew at each visit."""
-        if self.binarize != "dynamic" or self._fixed is not None:
-            return self
-        return self._with(_fixed=draw(self.images, self.levels, self._static_generator()), redrawn=False)
+        """The same images with one draw, that of `tensor`, where they or their binarisation are drawn anew."""
+        if self.binarize == "dynamic" and self._fixed is None:
+            return self._with(_fixed=draw(self.images, self.levels, self._static_generator()), redrawn=False)
+        return self._with(redrawn=False) if self.redrawn else self
 
     def join(self, other: "ImageDataset") -> Self:
         """Training and validation images as the split "train+validation"; fixed draws stay those of the parts."""
@@ -267,10 +275,20 @@ class ImageDataset(Dataset[Tensor]):
 def _as_factors(factors: Any) -> Tensor:
     """Factors of any origin: integers as int64, floats as they are."""
     try:
-        factors = torch.as_tensor(factors).detach().cpu()
+        factors = plain(factors)
     except (TypeError, ValueError, RuntimeError) as error:
         raise VlaeError(f"factors must be numbers, one row per image ({one_line(error)})") from error
     return factors if factors.is_floating_point() else factors.long()
+
+
+def _as_positions(indices: Any) -> Tensor:
+    """Positions of any origin as int64 [n]; none where they are no integers."""
+    none = torch.empty(0, dtype=torch.int64)
+    try:
+        rows = plain(indices)
+    except (TypeError, ValueError, RuntimeError):
+        return none
+    return none if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool else rows.long()
 
 
 def draw(pixels: Tensor, levels: int, generator: torch.Generator | None) -> Tensor:

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vlae.data import formats, sources
-from vlae.data.datasets import SPLITS, ImageDataset, threshold
+from vlae.data.datasets import SPLITS, ImageDataset, both_notes, threshold
 from vlae.data.seeds import Stream, generator
 from vlae.errors import VlaeError
 
@@ -57,7 +57,7 @@ class CropDataset(ImageDataset):
             len(self),
             name=self.name,
             split="train+validation",
-            note=self.note,
+            note=both_notes(self.note, other.note),
         )
         return joined.binarized(self.binarize)
 

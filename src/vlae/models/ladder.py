@@ -15,7 +15,7 @@ from vlae.distributions.bounded import soft_bounded_log
 from vlae.distributions.ladder import LadderPosterior, LadderPrior, rates_of_levels
 from vlae.distributions.latent import PriorModule
 from vlae.distributions.likelihoods import Factorised
-from vlae.errors import VlaeError, require_positive
+from vlae.errors import VlaeError, require_not_negative, require_positive
 from vlae.models.base import Bound, check_sizes, likelihood_for
 from vlae.models.decoders import ARCHITECTURES
 from vlae.models.textbook import Textbook
@@ -162,6 +162,7 @@ class LadderVAE(Textbook):
         if posterior not in ("ladder", "bottom_up"):
             raise VlaeError(f"the posterior of a ladder must be 'ladder' or 'bottom_up'; got {posterior!r}")
         require_positive("hidden", hidden)
+        require_not_negative("beta", beta)
         self.latent_shape = tuple((size,) for size in dims)
         self.likelihood = likelihood_for(self.image_shape, likelihood, likelihood_options)
         self.merged, self.beta = posterior == "ladder", beta

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vlae.distributions.codemaps import CodeMapPrior
 from vlae.distributions.likelihoods import Factorised
 from vlae.distributions.pointmass import PointMass
-from vlae.errors import VlaeError, require_positive
+from vlae.errors import VlaeError, require_not_negative, require_numbers, require_positive
 from vlae.models.base import Bound, check_sizes, likelihood_for
 from vlae.models.decoders import ARCHITECTURES
 from vlae.models.encoders import sizes_of
@@ -117,8 +117,9 @@ class VQVAE(Textbook):
         self.image_shape = check_sizes(image_shape, latent_dim=1)
         if architecture not in ("conv", "resnet"):
             raise VlaeError(f"the architecture of a VQ-VAE must be 'conv' or 'resnet'; got {architecture!r}")
-        if not commitment >= 0:
-            raise VlaeError(f"commitment must be 0 or more; got {commitment}")
+        require_not_negative("commitment", commitment)
+        require_not_negative("beta", beta)
+        require_numbers("VQVAE", decay=decay, revival=revival)
         require_positive("prior_channels", prior_channels)
         self.commitment, self.beta = commitment, beta
         self.likelihood = likelihood_for(self.image_shape, likelihood, likelihood_options)

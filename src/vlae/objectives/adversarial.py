@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from vlae import processes
-from vlae.errors import VlaeError, require_positive
+from vlae.errors import VlaeError, is_number, require_positive
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.models.context import given
 from vlae.models.encoders import ImageShape
@@ -78,8 +78,9 @@ class Adversarial(Term):
         super().__init__(weight)
         require_positive("channels of the discriminator", channels)
         require_positive("stages of the discriminator", stages)
-        if not lr > 0 or not all(0 <= beta < 1 for beta in betas):
-            raise VlaeError(f"the discriminator needs lr > 0 and betas in [0, 1); got {lr} and {tuple(betas)}")
+        two = isinstance(betas, tuple | list) and len(betas) == 2
+        if not (is_number(lr) and lr > 0 and two and all(is_number(beta) and 0 <= beta < 1 for beta in betas)):
+            raise VlaeError(f"the discriminator needs lr > 0 and two betas in [0, 1); got {lr!r} and {betas!r}")
         self.channels, self.stages, self.lr, self.betas = channels, stages, lr, tuple(betas)
         self._seen: tuple[Tensor, Tensor] | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vlae.errors import require_numbers
 from vlae.models.base import Bound
 from vlae.objectives.elbo import Objective
 from vlae.objectives.schedules import Linear, Schedule, as_weight
@@ -25,6 +26,7 @@ class Capacity(Objective):
     def __init__(self, max_nats: float | Schedule = 25.0, gamma: float | Schedule = 100.0, finish: float = 0.5):
         super().__init__()
         as_weight("max_nats", max_nats)
+        require_numbers("Capacity", finish=finish)
         self.capacity = max_nats if isinstance(max_nats, Schedule) else Linear(0.0, max_nats, finish=finish)
         self.gamma = as_weight("gamma", gamma)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, require_numbers, require_positive
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.objectives.parts import Part
 from vlae.objectives.schedules import Schedule, as_weight
@@ -140,9 +138,11 @@ class SoftFreeBits(Objective):
         minimum: float = 1e-3,
     ):
         super().__init__()
-        if not 0 < target_nats < math.inf or interval < 1:
-            raise VlaeError(f"soft free bits need target_nats > 0 and interval >= 1; got {target_nats} and {interval}")
-        if not (0 < step < 1 and 0 <= tolerance < math.inf and 0 < minimum < math.inf):
+        require_numbers("SoftFreeBits", target_nats=target_nats, step=step, tolerance=tolerance, minimum=minimum)
+        require_positive("interval of soft free bits", interval)
+        if not target_nats > 0:
+            raise VlaeError(f"soft free bits need target_nats > 0; got {target_nats}")
+        if not (0 < step < 1 and tolerance >= 0 and minimum > 0):
             raise VlaeError(
                 "soft free bits need a step between 0 and 1, a tolerance of 0 or more and a minimum above 0; got "
                 f"{step}, {tolerance} and {minimum}"

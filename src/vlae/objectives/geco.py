@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, require_numbers
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.objectives.elbo import Objective
 
@@ -47,8 +47,8 @@ class GECO(Objective):
         super().__init__()
         if (target_nats is None) == (target_per_dim is None):
             raise VlaeError("GECO needs one distortion to reach: give target_nats (per image) or target_per_dim")
-        if not math.isfinite(target_per_dim if target_nats is None else target_nats):  # type: ignore[arg-type]
-            raise VlaeError(f"GECO's target must be a finite distortion; got {target_nats or target_per_dim}")
+        target = {"target_per_dim": target_per_dim} if target_nats is None else {"target_nats": target_nats}
+        require_numbers("GECO", **target, speed=speed, decay=decay, limit=limit)
         if not speed > 0 or not 0 <= decay < 1 or not limit > 1:
             raise VlaeError(
                 f"GECO needs speed > 0, 0 <= decay < 1 and limit > 1; got {speed}, {decay} and {limit} in this order"

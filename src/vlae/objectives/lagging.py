@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from vlae.errors import VlaeError, require_positive
+from vlae.errors import VlaeError, require_numbers, require_positive
 from vlae.models.base import LatentVariableModel
 from vlae.objectives.elbo import ELBO
 from vlae.objectives.schedules import Schedule
@@ -37,6 +37,7 @@ class LaggingInference(ELBO):
         super().__init__(beta, free_nats, per)
         self.needs_rate = True
         require_positive("inner_steps", inner_steps)
+        require_numbers("LaggingInference", until=until)
         if not 0 < until <= 1:
             raise VlaeError(f"until must be a share of the training, above 0 and at most 1; got {until}")
         self.inner_steps, self.until = inner_steps, until

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, is_number, require_numbers
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.models.context import given
 from vlae.objectives.codes import in_rows, require_continuous
@@ -77,14 +76,13 @@ class InfoVAE(Objective):
         self, alpha: float = 0.0, lambda_: float = 1000.0, kernel: str = "rbf", bandwidth: float | None = None
     ):
         super().__init__()
-        if kernel not in KERNELS:
+        if kernel not in tuple(KERNELS):
             raise VlaeError(f"the kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
-        if not alpha <= 1 or not 0 <= alpha + lambda_ - 1 < math.inf:
-            raise VlaeError(
-                f"InfoVAE needs alpha <= 1 and alpha + lambda_ - 1 >= 0, finite both; got {alpha} and {lambda_}"
-            )
-        if bandwidth is not None and not 0 < bandwidth < math.inf:
-            raise VlaeError(f"bandwidth must be positive, or None for the square root of z's size; got {bandwidth}")
+        require_numbers("InfoVAE", alpha=alpha, lambda_=lambda_)
+        if not alpha <= 1 or not alpha + lambda_ - 1 >= 0:
+            raise VlaeError(f"InfoVAE needs alpha <= 1 and alpha + lambda_ - 1 >= 0; got {alpha} and {lambda_}")
+        if bandwidth is not None and not (is_number(bandwidth) and bandwidth > 0):
+            raise VlaeError(f"bandwidth must be positive, or None for the square root of z's size; got {bandwidth!r}")
         self.alpha, self.lambda_, self.kernel, self.bandwidth = alpha, lambda_, kernel, bandwidth
 
     def floor(self, progress: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, is_number, require_numbers, require_positive
 
 
 class Schedule:
@@ -19,6 +19,7 @@ class Constant(Schedule):
     """The same value throughout."""
 
     def __init__(self, value: float):
+        require_numbers("Constant", value=value)
         self.value = value
 
     def __call__(self, progress: float) -> float:
@@ -36,6 +37,7 @@ class Linear(Schedule):
     """
 
     def __init__(self, start: float, end: float, begin: float = 0.0, finish: float = 1.0):
+        require_numbers("Linear", start=start, end=end, begin=begin, finish=finish)
         if not 0 <= begin < finish <= 1:
             raise VlaeError(f"a linear schedule needs 0 <= begin < finish <= 1; got begin {begin} and finish {finish}")
         self.start, self.end, self.begin, self.finish = start, end, begin, finish
@@ -56,8 +58,10 @@ class Cyclical(Schedule):
     """
 
     def __init__(self, start: float = 0.0, end: float = 1.0, cycles: int = 4, rising: float = 0.5):
-        if cycles < 1 or not 0 < rising <= 1:
-            raise VlaeError(f"a cyclical schedule needs cycles >= 1 and 0 < rising <= 1; got {cycles} and {rising}")
+        require_numbers("Cyclical", start=start, end=end, rising=rising)
+        require_positive("cycles of a cyclical schedule", cycles)
+        if not 0 < rising <= 1:
+            raise VlaeError(f"a cyclical schedule needs 0 < rising <= 1; got {rising}")
         self.start, self.end, self.cycles, self.rising = start, end, cycles, rising
 
     def __call__(self, progress: float) -> float:
@@ -73,9 +77,9 @@ def as_schedule(value: float | Schedule) -> Schedule:
 
 def as_weight(name: str, value: float | Schedule) -> Schedule:
     """As `as_schedule`; refuses what is or becomes negative or not finite, naming the argument that it came from."""
-    schedule = as_schedule(value) if isinstance(value, Schedule | int | float) else None
-    if schedule is None:
+    if not isinstance(value, Schedule) and not is_number(value):
         raise VlaeError(f"{name} must be a number of 0 or more, or a schedule; got {value!r}")
+    schedule = as_schedule(value)
     for progress in (k / 16 for k in range(17)):
         if not (0 <= (weight := schedule(progress)) < math.inf):
             when = f" at progress {progress:g}" if isinstance(value, Schedule) else ""

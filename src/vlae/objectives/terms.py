@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlae.distributions.likelihoods import Factorised
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, require_numbers
 from vlae.models.base import Bound, LatentVariableModel
 from vlae.models.context import given
 from vlae.models.latents import Latents, each
@@ -70,13 +70,17 @@ class WithTerms(Objective):
 
     def __init__(self, terms: list[Term], objective: Objective | None = None):
         super().__init__()
-        terms = [terms] if isinstance(terms, Term) else list(terms)
+        terms = list(terms) if isinstance(terms, Iterable) else [terms]
         if not terms:
             raise VlaeError("WithTerms needs one term or more; without any, take the objective itself")
         if strange := [each for each in terms if not isinstance(each, Term)]:
             raise VlaeError(
                 f"the terms of WithTerms are LatentNoise, Contrastive, Perceptual and Adversarial; got a "
                 f"{type(strange[0]).__name__} (an objective is its other argument, and there is one)"
+            )
+        if not isinstance(objective, Objective | None):
+            raise VlaeError(
+                f"the objective of WithTerms must be one such as ELBO, or None; got a {type(objective).__name__}"
             )
         self.objective = ELBO() if objective is None else objective
         self.terms = nn.ModuleList(terms)
@@ -159,8 +163,10 @@ class Perceptual(Term):
         dataset: str | None = None,
     ):
         super().__init__(weight)
-        if isinstance(network, str) and network != "classifier":
+        if not isinstance(network, nn.Module) and network != "classifier":
             raise VlaeError(f"network must be 'classifier' or, from Python, a module; got {network!r}")
+        if not isinstance(dataset, str | None):
+            raise VlaeError(f"dataset must be the name of a data set, or None; got {dataset!r}")
         self.dataset = dataset
         # In a tuple the network is hidden from `parameters`, `state_dict` and `train`: none of them is to touch it.
         self._hidden: tuple[nn.Module, ...] = () if isinstance(network, str) else (frozen_copy(network),)
@@ -232,6 +238,7 @@ class Contrastive(Term):
 
     def __init__(self, weight: float | Schedule = 1.0, temperature: float = 0.1, noise: float = 0.0):
         super().__init__(weight)
+        require_numbers("Contrastive", temperature=temperature, noise=noise)
         if not temperature > 0 or not noise >= 0:
             raise VlaeError(
                 f"a contrastive term needs temperature > 0 and noise >= 0; got {temperature} and {noise} in this order"
@@ -267,6 +274,7 @@ class LatentNoise(Term):
 
     def __init__(self, weight: float | Schedule = 1.0, sigma: float = 0.1):
         super().__init__(weight)
+        require_numbers("LatentNoise", sigma=sigma)
         if not sigma > 0:
             raise VlaeError(f"sigma of the latent noise must be positive; got {sigma}")
         self.sigma = sigma
