@@ -111,7 +111,7 @@ def test_subset_is_the_beginning():
         assert len(data) == 300
         assert torch.equal(few.tensor(), data.tensor()[:7])
         assert torch.equal(few.labels, data.labels[:7])
-    for n in (0, 301):
+    for n in (0, 301, 1.5, "7"):
         with pytest.raises(VlaeError, match="expected 1 to 300"):
             data.subset(n)
 

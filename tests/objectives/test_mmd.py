@@ -61,6 +61,11 @@ def test_its_gradient(kind):
     assert torch.autograd.gradcheck(lambda a, b: mmd(a, b, kind), (a, b))
 
 
+def test_an_unknown_kernel_is_refused():
+    with pytest.raises(VlaeError, match="the kernel must be one of rbf, imq; got 'cosine'"):
+        mmd(torch.zeros(3, 2), torch.zeros(3, 2), "cosine")
+
+
 def test_single_samples_are_refused():
     with pytest.raises(VlaeError, match="larger batches"):
         mmd(torch.zeros(1, 2), torch.zeros(5, 2))

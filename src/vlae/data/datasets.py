@@ -187,8 +187,8 @@ class ImageDataset(Dataset[Tensor]):
         Raises:
             VlaeError: n is not in 1..N.
         """
-        if not 1 <= n <= len(self):
-            raise VlaeError(f"expected 1 to {len(self)} images of {self.name} {self.split}; got {n}")
+        if not isinstance(n, int) or not 1 <= n <= len(self):
+            raise VlaeError(f"expected 1 to {len(self)} images of {self.name} {self.split}; got {n!r}")
         return self._with(**{key: value[:n] for key, value in self._per_image().items()})
 
     def chosen(self, indices: Sequence[int]) -> Self:

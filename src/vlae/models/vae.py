@@ -13,7 +13,7 @@ from vlae.distributions.autoregressive import Autoregressive
 from vlae.distributions.likelihoods import Factorised
 from vlae.distributions.posteriors import make_posterior
 from vlae.distributions.priors import VampPrior, make_prior
-from vlae.errors import VlaeError, require_positive
+from vlae.errors import VlaeError, require_not_negative, require_positive
 from vlae.models.base import LatentVariableModel, Scorer, check_sizes, likelihood_for
 from vlae.models.context import Condition, ContextPlane
 from vlae.models.decoders import ARCHITECTURES, AutoregressiveDecoder, ResNetDecoder, trunk
@@ -205,8 +205,7 @@ class VAE(SingleLevelModel, Textbook):
         flow = {"steps": flow_steps, "hidden": flow_hidden, "affine": flow_affine, "order": flow_order}
         self._set_latent(latent_shape, posterior, posterior_options, prior, prior_options, flow)
         added, seen_shape = self._set_condition(classes, attributes, context_features)
-        if not isinstance(beta, int | float) or not 0 <= beta < math.inf:
-            raise VlaeError(f"beta must be a number of 0 or more; got {beta!r}")
+        require_not_negative("beta", beta)
         self.beta = beta
         channels, height, width = self.image_shape
         parameters = channels * self.likelihood.parameters_per_value
