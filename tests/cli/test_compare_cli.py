@@ -102,6 +102,7 @@ def test_given_models_are_not_trained(folder):
         ("--latent_dim 0 --output fresh", "latent_dim must be at least 1"),
         ("--images 1", "images must be at least 2"),
         ("--count 0", "count must be at least 2"),
+        ("--data.name sprites --data.options.whole true", "none are held out"),
         ("--epoch 3", "epochs"),
         ("--data.binarize half", "binarize"),
     ],

@@ -1,11 +1,23 @@
 """Every shipped configuration parses, and builds the model it says."""
 
+import copy
+import inspect
 from pathlib import Path
 
 import pytest
+import yaml
 
+from vlae import VlaeError, cli
 from vlae.nn import MaskedConv2d, PlainPixelCNN
-from vlae.training.configuration import build_model, find_config, list_options, parse, train_parser
+from vlae.training.configuration import (
+    build_model,
+    check_nulls,
+    find_config,
+    list_options,
+    parse,
+    section_classes,
+    train_parser,
+)
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "dsprites": (1, 64, 64), "sprites": (3, 32, 32)}
@@ -69,6 +81,33 @@ def test_paper_presets_are_the_papers(name, distinct):
 def test_lists_are_words(words, key, expected):
     settings = parse(train_parser(), ["--config", str(find_config("digits")), *words.split()], lists=list_options())
     assert settings[key] == expected
+
+
+FREE = {  # keys that may be null, of all the sections' own
+    *("data.root", "data.binarize", "data.limit", "data.validation_limit", "run.name"),
+    *("model.likelihood_options", "model.posterior_options", "model.prior_options", "model.trunk_options"),
+}
+
+
+def test_null_is_refused_where_a_value_is_needed(tmp_path, capsys):
+    settings = yaml.safe_load(find_config("digits").read_text())
+    sections = section_classes()
+    sections["model"] = [kind for kind in sections["model"] if kind.__name__ == "VLAE"]
+    for section in ("model", "data", "optimizer", "trainer", "run"):
+        for name in set(inspect.signature(sections[section][0]).parameters) - {"image_shape"}:
+            config, key = copy.deepcopy(settings), f"{section}.{name}"
+            part = config.setdefault(section, {})
+            (part["init_args"] if section == "model" else part)[name] = None
+            (tmp_path / "null.yaml").write_text(yaml.safe_dump(config))
+            parsed = parse(train_parser(), ["--config", str(tmp_path / "null.yaml")])
+            if key in FREE:
+                check_nulls(parsed)
+            else:
+                with pytest.raises(VlaeError, match=f"^{key} can't be null: leave it out, or give it a value$"):
+                    check_nulls(parsed)
+    (tmp_path / "null.yaml").write_text(yaml.safe_dump({**settings, "data": {"batch_size": None}}))
+    assert cli.main(["train", "--config", str(tmp_path / "null.yaml")]) == 2
+    assert capsys.readouterr().err == "vlae: error: data.batch_size can't be null: leave it out, or give it a value\n"
 
 
 def test_a_list_may_be_none():

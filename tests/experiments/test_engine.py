@@ -271,6 +271,31 @@ def test_where_the_data_are_makes_no_other_cell(done, tmp_path):
     assert trained == []
 
 
+def test_a_folder_elsewhere_makes_another_cell():
+    """There the root says which images are meant."""
+    here, there = ({"config": {"data": {"name": "folder", "root": root}}} for root in ("a", "b"))
+    assert cells.difference(here, there) == "config.data.root was a, now b"
+    assert not cells.difference({"data": {"name": "digits", "root": "a"}}, {"data": {"name": "digits", "root": "b"}})
+
+
+def test_another_model_under_the_name_that_a_cell_starts_from_makes_another_cell(tmp_path):
+    source = tmp_path / "source"
+    job = cells.Job(
+        study.Cell("one", {"start_from": str(source)}), {"start_from": str(source)}, None, study.Measure(), tmp_path
+    )
+    before = job.identity()
+    assert before["config"]["start_from_sha256"] is None  # it is not there yet
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        vlae.VAE((1, 4, 4), architecture="mlp", widths=[4], latent_dim=2).save_pretrained(source)
+        now = job.identity()
+        assert cells.difference(before, now).startswith("config.start_from_sha256 was ")
+        assert not cells.difference(now, job.identity())
+        before = now
+    del before["config"]["start_from_sha256"]  # what results of earlier versions lack
+    assert not cells.difference(before, now)
+
+
 def test_a_failing_cell_takes_no_other_along(tmp_path, capsys):
     bad = {"name": "bad", "run": str(tmp_path / "nothing")}
     tiny = write(tmp_path, cells=[bad, TINY["cells"][0]])

@@ -108,6 +108,22 @@ def test_a_base_may_be_a_shipped_configuration(tmp_path):
         ({"cells": [{"name": "a", "trainer": {"max_epochs": "many"}}]}, "cell 'a': .*max_epochs"),
         ({"cells": [{"name": "a", "trainer": None}]}, "cell 'a': trainer is empty"),
         ({"cells": [{"name": "a", "objective": {"class_path": "ELBOW"}}]}, "cell 'a': unknown objective 'ELBOW'"),
+        (
+            {"cells": [{"name": "a", "trainer": {"gradient_clip": None}}]},
+            "cell 'a': trainer.gradient_clip can't be null",
+        ),
+        ({"cells": [{"name": "a", "data": {"batch_size": None}}]}, "cell 'a': data.batch_size can't be null"),
+        (
+            {"cells": [{"name": "a", "data": {"name": "digit"}}]},
+            "cell 'a': no data set 'digit'; expected one of digits",
+        ),
+        ({"cells": [{"name": "a", "data": {"options": {"size": 8}}}]}, "cell 'a': digits has no option size"),
+        (
+            {"cells": [{"name": "a", "pretrained": "p", "data": {"nme": "digits"}}]},
+            "cell 'a': Group 'data' does not accept option 'nme'",
+        ),
+        ({"cells": [{"name": "a", "pretrained": "p", "data": {"name": "digit"}}]}, "cell 'a': no data set 'digit'"),
+        ({"cells": [{"name": "a", "run": "r", "data": {"binarize": "often"}}]}, "cell 'a': binarize='often': expected"),
         ({"cells": [{"name": "a", "pretrained": "p", "run": "r"}]}, "one of pretrained and run"),
         ({"cells": [{"name": "a", "pretrained": "p", "seed": 3}]}, "not trained here, so seed says nothing"),
         (

@@ -6,7 +6,7 @@ import time
 
 from vlae import processes
 from vlae.errors import VlaeError
-from vlae.training.configuration import build_model, find_config, list_options, parse, train_parser
+from vlae.training.configuration import build_model, check_nulls, find_config, list_options, parse, train_parser
 
 
 def train(words: list[str]) -> int:
@@ -16,6 +16,7 @@ def train(words: list[str]) -> int:
     settings = parse(parser, words, flags=["--resume"], lists=list_options())
     if settings.get("model") is None:
         raise VlaeError("no model: give --config NAME (mnist, digits, ...) or --model VLAE")
+    check_nulls(settings)
     from jsonargparse import Namespace
 
     from vlae.training import run

@@ -1,7 +1,7 @@
 """`load`: a data set by its name."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +58,26 @@ def load(
         >>> load("digits", binarize="dynamic").protocol
         'digits, train: 1197 images, dynamic binarisation, a new draw at each visit'
     """
-    if name not in _SETS:
-        raise VlaeError(f"no data set {name!r}; expected one of {', '.join(_SETS)}")
-    split = check_split(split)
-    check_binarize(binarize)
+    split = check_request(name, split, binarize, options)
     sources.places(root)
     read = _SETS[name]
-    known = [p.name for p in inspect.signature(read).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    unknown = ", ".join(sorted(options.keys() - set(known)))
-    if unknown:
-        raise VlaeError(f"{name} has no option {unknown}; expected {', '.join(known) or 'none'}")
-    if options.get("whole") and "+" in split:
-        raise VlaeError(f"{name}: whole=True gives all images in every split; give one, not {split!r}")
     first, *others = [read(part, root, **options).binarized(binarize) for part in split.split("+")]
     for other in others:
         first = first.join(other)
     first.options = options
     return first
+
+
+def check_request(name: str, split: str, binarize: str | None, options: Mapping[str, Any]) -> str:
+    """Refuses what `load` would, as far as no file is read; returns the split by its full name."""
+    if name not in _SETS:
+        raise VlaeError(f"no data set {name!r}; expected one of {', '.join(_SETS)}")
+    split = check_split(split)
+    check_binarize(binarize)
+    known = [p.name for p in inspect.signature(_SETS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    unknown = ", ".join(sorted(options.keys() - set(known)))
+    if unknown:
+        raise VlaeError(f"{name} has no option {unknown}; expected {', '.join(known) or 'none'}")
+    if options.get("whole") and "+" in split:
+        raise VlaeError(f"{name}: whole=True gives all images in every split; give one, not {split!r}")
+    return split

@@ -50,6 +50,7 @@ CALIBRATION_STEPS = 8
 CALIBRATION_SHARE = 20  # the evaluation is tried on one image in so many
 RESULT = ("identity", "values", "errors", "skipped")  # tables of numbers and words in a result
 IGNORED = ("data.root", "trainer.progress_bar", "measure.batch_size")  # where and how, not what
+STARTED_FROM = "start_from_sha256"  # of which results that were measured long ago say nothing
 
 
 @dataclass(frozen=True)
@@ -158,14 +159,21 @@ class Job:
         """What the result is of: two jobs with the same have the same result."""
         source: dict[str, Any] = {"config": self.config}
         if not self.cell.trained:
-            try:
-                checksum = json.loads((self.model_path() / CONFIG).read_text()).get("sha256")
-            except VlaeError:  # there is no such model (yet): that is for the evaluation to say
-                checksum = None
-            source |= {"model": self.cell.pretrained or self.cell.run, "sha256": checksum}
+            name = self.cell.pretrained or self.cell.run
+            source |= {"model": name, "sha256": _checksum(name)}
+        elif start := self.config.get("start_from"):
+            source["config"] = self.config | {STARTED_FROM: _checksum(start)}
         settings = asdict(self.measure.settings) | {"split": self.measure.split, "limit": self.measure.limit}
         whole = {**source, "measure": settings, "timed": self.timed}
         return json.loads(json.dumps(whole))  # as it is read back: tuples are lists
+
+
+def _checksum(model: str | None) -> str | None:
+    """Of a saved model's weights; None where there is no such model (yet): that is for others to say."""
+    try:
+        return json.loads((locate(model or "") / CONFIG).read_text()).get("sha256")
+    except (VlaeError, OSError, ValueError):
+        return None
 
 
 def _move(names: Sequence[str], source: Path, target: Path) -> None:
@@ -226,8 +234,14 @@ def _trained_with(path: Path) -> dict[str, Any]:
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The first setting that differs, in words; "" where none does."""
     before, after = flat(old), flat(new)
+
+    def ignored(key: str) -> bool:
+        if key.endswith("data.root") and after.get(key.replace(".root", ".name")) == "folder":
+            return False  # a folder of that name elsewhere holds other images
+        return key.endswith(IGNORED) or (key.endswith(STARTED_FROM) and key not in before)
+
     for key in {**after, **before}:
-        if before.get(key) != after.get(key) and not any(key.endswith(ignored) for ignored in IGNORED):
+        if before.get(key) != after.get(key) and not ignored(key):
             return f"{key} was {before.get(key)}, now {after.get(key)}"
     return ""
 

@@ -84,6 +84,8 @@ def run(
         if number < 2:
             raise VlaeError(f"{name} must be at least 2; got {number}")
     data = chosen_data(data)
+    if data.options.get("whole"):
+        raise VlaeError("whole=True gives all images in every split, so that none are held out: leave it out")
     training, test = data.load("train"), data.load("test")
     training_part = training.subset(min(train_images, len(training)))
     test = test.subset(min(images, len(test)))
@@ -203,7 +205,9 @@ def check_finished(settings: dict[str, Any], directory: Path, overwrite: bool) -
     if overwrite:
         return
     old, new = flat(yaml.safe_load((directory / "config.yaml").read_text())), flat(settings)
-    different = [key for key in {**new, **old} if old.get(key) != new.get(key) and key != "data.root"]
+    # Where the files of a set lie does not matter; of a folder it says which images are meant.
+    same = {"data.root"} if new.get("data.name") != "folder" else set()
+    different = [key for key in {**new, **old} if old.get(key) != new.get(key) and key not in same]
     if different:
         key = different[0]
         raise VlaeError(

@@ -53,12 +53,22 @@ def train_parser() -> Any:
 
 def list_options() -> list[str]:
     """The options of `vlae train` that take several values, as words: --model.encoder_widths 8 16 32."""
+    found = []
+    for section, classes in section_classes().items():
+        parameters = [each for kind in classes for each in inspect.signature(kind).parameters.values()]
+        names = {each.name for each in parameters if str(each.annotation).startswith(("tuple[", "list[", "Sequence["))}
+        found += [f"--{section}.{path}{name}" for name in sorted(names) for path in ("", "init_args.")]
+    return found
+
+
+def section_classes() -> dict[str, list[Any]]:
+    """The sections of a configuration, with the classes that their keys are the arguments of."""
     from vlae import objectives
     from vlae.models.saving import known_models
     from vlae.training.run import DataSettings, RunSettings, TrainerSettings
     from vlae.training.task import OptimizerSettings
 
-    sections: dict[str, list[Any]] = {
+    return {
         "model": known_models(),
         "objective": [getattr(objectives, name) for name in class_names("objective")],
         "data": [DataSettings],
@@ -66,12 +76,6 @@ def list_options() -> list[str]:
         "trainer": [TrainerSettings],
         "run": [RunSettings],
     }
-    found = []
-    for section, classes in sections.items():
-        parameters = [each for kind in classes for each in inspect.signature(kind).parameters.values()]
-        names = {each.name for each in parameters if str(each.annotation).startswith(("tuple[", "list[", "Sequence["))}
-        found += [f"--{section}.{path}{name}" for name in sorted(names) for path in ("", "init_args.")]
-    return found
 
 
 def build_model(settings: Any, image_shape: tuple[int, int, int]) -> Any:
@@ -192,6 +196,21 @@ def check_classes(settings: Any) -> None:
             raise VlaeError(f"unknown {kind} {path!r}: choose one of {', '.join(class_names(kind))}")
 
 
+def check_nulls(settings: Any) -> None:
+    """Refuses null for a key that needs a value: jsonargparse takes it for any key that has a default."""
+    empty = [name for name in ("objective", "seed", "resume") if settings.get(name) is None]
+    for section, classes in section_classes().items():
+        given = settings.get(section)
+        if (path := getattr(given, "class_path", None)) is not None:
+            classes = [kind for kind in classes if kind.__name__ == path.rsplit(".", 1)[-1]]
+            given = given.get("init_args")
+        for name, parameter in inspect.signature(classes[0]).parameters.items() if given and classes else ():
+            if name in given and given[name] is None and "None" not in str(parameter.annotation):
+                empty.append(f"{section}.{name}")
+    if empty:
+        raise VlaeError(f"{empty[0]} can't be null: leave it out, or give it a value")
+
+
 def underscored(word: str) -> str:
     """An option with underscores for the dashes in its name; any other word as it is.
 
@@ -242,22 +261,30 @@ _NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _NUMBERS = re.compile(r"(-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?,)+-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
-def check(config: dict[str, Any], where: str) -> Any:
+def check(config: dict[str, Any], where: str, trained: bool = True) -> Any:
     """The settings of a configuration given as plain values; an error is one line that begins with `where`.
 
     Raises:
-        VlaeError: an unknown key, a wrong type, or no model.
+        VlaeError: an unknown key, a wrong type, no such data set or, of what is to be trained, no model.
     """
     from jsonargparse import ArgumentError
+
+    from vlae.data.loading import check_request
 
     parser = train_parser()
     try:
         settings = parser.parse_object(config)
     except (ArgumentError, TypeError, ValueError) as error:
         raise VlaeError(f"{where}: {explain(str(error), parser)}") from None
-    if settings.get("model") is None:
+    if trained and settings.get("model") is None:
         raise VlaeError(f"{where}: no model")
     check_classes(settings)
+    data = settings.data
+    try:
+        check_nulls(settings)
+        check_request(data.name, data.split, data.binarize, data.options)
+    except VlaeError as error:
+        raise VlaeError(f"{where}: {error}") from None
     return settings
 
 
