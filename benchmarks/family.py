@@ -30,7 +30,7 @@ from vlae import VlaeError, figures
 from vlae.evaluation.report import evaluate_dataset
 from vlae.files import write_text
 from vlae.sampling import prior_samples
-from vlae.training.run import DataSettings
+from vlae.training.settings import DataSettings
 from vlae.training.speed import machine
 
 TABLE = ["model", "likelihood", "parameters", "distortion", "rate", "-ELBO", "NLL", "bits/dim", "training"]

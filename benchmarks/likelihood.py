@@ -38,7 +38,7 @@ from vlae.models.decoders import AutoregressiveDecoder
 from vlae.nn import one_image
 from vlae.nn.fused_decoder import FusedDecoder
 from vlae.noise import randn
-from vlae.training.run import DataSettings
+from vlae.training.settings import DataSettings
 from vlae.training.speed import machine
 
 MODEL = "mnist-dynamic"

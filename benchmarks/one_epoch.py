@@ -20,7 +20,7 @@ from vlae.data import Batches, ImageDataset
 from vlae.evaluation import evaluate
 from vlae.models import LatentVariableModel
 from vlae.models.saving import build
-from vlae.training.run import DataSettings
+from vlae.training.settings import DataSettings
 from vlae.training.speed import machine
 
 SMALL_SET = ["--data.batch_size", "32", "--optimizer.warmup_steps", "10"]

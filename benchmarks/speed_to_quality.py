@@ -26,7 +26,7 @@ from vlae import VlaeError, cli
 from vlae.evaluation.report import evaluate_dataset
 from vlae.files import replacing, write_text
 from vlae.training.checkpoints import model_of
-from vlae.training.run import DataSettings
+from vlae.training.settings import DataSettings
 from vlae.training.speed import machine
 
 POLL = 1.0  # seconds

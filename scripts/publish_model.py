@@ -19,7 +19,7 @@ from vlae import cli
 from vlae.evaluation import BITS, Evaluation
 from vlae.evaluation.report import evaluate_dataset
 from vlae.models.base import LatentVariableModel
-from vlae.training.run import DataSettings
+from vlae.training.settings import DataSettings
 from vlae.training.speed import machine
 
 PRETRAINED = Path(__file__).parents[1] / "src" / "vlae" / "pretrained"

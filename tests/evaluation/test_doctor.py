@@ -27,7 +27,7 @@ from vlae.evaluation.case import Case, LeftOut
 from vlae.evaluation.evidence import Exchange, Outside, marginal_exchange
 from vlae.evaluation.history import History
 from vlae.models.base import LatentVariableModel
-from vlae.training.run import TrainerSettings
+from vlae.training.settings import TrainerSettings
 from vlae.training.task import OptimizerSettings
 
 SIDE, SIGMA, DIM = 16, 0.02, 4

@@ -10,7 +10,7 @@ from vlae.data import ImageDataset, load
 from vlae.experiments import dae
 from vlae.models.saving import build
 from vlae.training.configuration import parse, train_parser
-from vlae.training.run import DataSettings
+from vlae.training.settings import DataSettings
 
 TINY = {"latent_dim": 3, "architecture": "mlp", "widths": [6]}
 LEVELS = {"likelihood": "categorical", "likelihood_options": {"levels": 17}}

@@ -18,8 +18,9 @@ import yaml
 import vlae
 from vlae import VlaeError, cli
 from vlae.evaluation.measurements import Measurements
-from vlae.experiments import cells, engine, study, tables
+from vlae.experiments import calibration, cell_training, cells, engine, study, tables
 from vlae.experiments.engine import Spread
+from vlae.experiments.job import Job, difference, state
 from vlae.experiments.plan import Timing
 from vlae.files import holding
 from vlae.training.callbacks import EpochReport
@@ -65,7 +66,7 @@ def in_this_process(config, directory, log, threads, resume=False):
     """What `vlae_train` does, without the seconds that a new process takes to start."""
     log.touch()
     trained.append(directory.name)
-    if cli.main(cells.train_words(config, directory, resume)):
+    if cli.main(cell_training.train_words(config, directory, resume)):
         raise VlaeError("training failed: see above")
     return 1.5
 
@@ -75,7 +76,8 @@ trained: list[str] = []  # the cells that were trained since the test began
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(cells, "vlae_train", in_this_process)
+    for module in (cell_training, calibration):
+        monkeypatch.setattr(module, "vlae_train", in_this_process)
     trained.clear()
 
 
@@ -84,7 +86,7 @@ def once(tmp_path_factory):
     """A finished study; its folder is copied by those who change it."""
     folder = tmp_path_factory.mktemp("once")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells, "vlae_train", in_this_process)
+        patch.setattr(cell_training, "vlae_train", in_this_process)
         assert engine.run(write(folder), folder / "out", called="layers.yaml") == 0
     return folder / "out"
 
@@ -204,11 +206,11 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path, monkeypat
 
     def training(config, directory, log, threads, resume=False):
         trained.append("resumed" if resume else "new")
-        if cli.main(cells.train_words(config, directory, resume)) == 130:
-            raise cells.Interrupted(4.0)
+        if cli.main(cell_training.train_words(config, directory, resume)) == 130:
+            raise cell_training.Interrupted(4.0)
         return 1.5
 
-    monkeypatch.setattr(cells, "vlae_train", training)
+    monkeypatch.setattr(cell_training, "vlae_train", training)
     monkeypatch.setattr(EpochReport, "on_train_epoch_start", stopping)
     trained.clear()
     with pytest.raises(KeyboardInterrupt):
@@ -226,7 +228,7 @@ def test_seconds_that_nobody_counted_are_not_made_up(done, tmp_path):
     """A training that was killed together with the study: what it took is not known."""
     (job, _) = engine._jobs(write(tmp_path), done, Spread(), False, set(), False)
     assert job.seconds_so_far() == 1.5
-    cells._keep_seconds(job, None)  # as `train` begins
+    cell_training._keep_seconds(job, None)  # as `train` begins
     job.result_path.unlink()
     assert engine.run(write(tmp_path), done) == 0
     assert "training_seconds" not in results(done)["none"]["values"]
@@ -274,13 +276,13 @@ def test_where_the_data_are_makes_no_other_cell(done, tmp_path):
 def test_a_folder_elsewhere_makes_another_cell():
     """There the root says which images are meant."""
     here, there = ({"config": {"data": {"name": "folder", "root": root}}} for root in ("a", "b"))
-    assert cells.difference(here, there) == "config.data.root was a, now b"
-    assert not cells.difference({"data": {"name": "digits", "root": "a"}}, {"data": {"name": "digits", "root": "b"}})
+    assert difference(here, there) == "config.data.root was a, now b"
+    assert not difference({"data": {"name": "digits", "root": "a"}}, {"data": {"name": "digits", "root": "b"}})
 
 
 def test_another_model_under_the_name_that_a_cell_starts_from_makes_another_cell(tmp_path):
     source = tmp_path / "source"
-    job = cells.Job(
+    job = Job(
         study.Cell("one", {"start_from": str(source)}), {"start_from": str(source)}, None, study.Measure(), tmp_path
     )
     before = job.identity()
@@ -289,11 +291,11 @@ def test_another_model_under_the_name_that_a_cell_starts_from_makes_another_cell
         torch.manual_seed(seed)
         vlae.VAE((1, 4, 4), architecture="mlp", widths=[4], latent_dim=2).save_pretrained(source)
         now = job.identity()
-        assert cells.difference(before, now).startswith("config.start_from_sha256 was ")
-        assert not cells.difference(now, job.identity())
+        assert difference(before, now).startswith("config.start_from_sha256 was ")
+        assert not difference(now, job.identity())
         before = now
     del before["config"]["start_from_sha256"]  # what results of earlier versions lack
-    assert not cells.difference(before, now)
+    assert not difference(before, now)
 
 
 def test_a_failing_cell_takes_no_other_along(tmp_path, capsys):
@@ -421,10 +423,10 @@ def test_a_cell_that_cannot_be_timed_is_left_out_of_the_sum(tmp_path, capsys):
 
 def test_timing_measures_and_leaves_nothing(tmp_path):
     (job,) = engine._jobs(write(tmp_path, cells=TINY["cells"][:1]), tmp_path / "out", Spread(), False, set(), False)
-    found = cells.calibrate(job)
+    found = calibration.calibrate(job)
     assert 0 < found.image < 0.1 and 0 < found.evaluation < 60 and 0 <= found.start < 60
     assert list((tmp_path / "out" / "cells").iterdir()) == []
-    assert cells.state(job).name == "new"
+    assert state(job).name == "new"
 
 
 def test_a_dry_run_does_nothing_but_plan(tmp_path, capsys):
@@ -469,22 +471,22 @@ def command(folder: Path, script: str) -> str:
 )
 def test_a_training_that_fails_says_why(tmp_path, monkeypatch, script, words):
     monkeypatch.undo()
-    monkeypatch.setattr(cells.sys, "executable", command(tmp_path, script))
+    monkeypatch.setattr(cell_training.sys, "executable", command(tmp_path, script))
     with pytest.raises(VlaeError, match=words) as caught:
-        cells.vlae_train(tmp_path / "c.yaml", tmp_path / "run", tmp_path / "c.log", 1)
+        cell_training.vlae_train(tmp_path / "c.yaml", tmp_path / "run", tmp_path / "c.log", 1)
     assert "\n" not in str(caught.value) and "c.log" in str(caught.value)
 
 
 def test_a_training_is_told_its_threads_and_its_seconds_are_counted(tmp_path, monkeypatch):
     monkeypatch.undo()
-    script = f"echo $OMP_NUM_THREADS $@ > {tmp_path}/said; {cells.sys.executable} -c 'sum(range(30_000_000))'"
-    monkeypatch.setattr(cells.sys, "executable", command(tmp_path, script))
-    seconds = cells.vlae_train(tmp_path / "c.yaml", tmp_path / "runs" / "me", tmp_path / "c.log", 3)
+    script = f"echo $OMP_NUM_THREADS $@ > {tmp_path}/said; {cell_training.sys.executable} -c 'sum(range(30_000_000))'"
+    monkeypatch.setattr(cell_training.sys, "executable", command(tmp_path, script))
+    seconds = cell_training.vlae_train(tmp_path / "c.yaml", tmp_path / "runs" / "me", tmp_path / "c.log", 3)
     assert seconds > 0.1
     words = (tmp_path / "said").read_text().split()
     assert words[:3] == ["3", "-m", "vlae"]
-    assert words[3:] == cells.train_words(tmp_path / "c.yaml", tmp_path / "runs" / "me", False)
-    assert "--resume" in cells.train_words(tmp_path / "c.yaml", tmp_path / "run", True)
+    assert words[3:] == cell_training.train_words(tmp_path / "c.yaml", tmp_path / "runs" / "me", False)
+    assert "--resume" in cell_training.train_words(tmp_path / "c.yaml", tmp_path / "run", True)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
@@ -547,7 +549,7 @@ def fails(config, directory, log, threads, resume=False):
 @pytest.mark.parametrize("options", [{"overwrite": True}, {"again": ["none"]}, {"overwrite": True, "budget": "two"}])
 def test_what_fails_anew_leaves_what_was_there(done, monkeypatch, options):
     before, plan = snapshot(done), (done / "plan.json").read_bytes()
-    monkeypatch.setattr(cells, "vlae_train", fails)
+    monkeypatch.setattr(cell_training, "vlae_train", fails)
     assert engine.run(write(done.parent), done, **options) == 1
     assert snapshot(done) == before
     assert (done / "plan.json").read_bytes() == plan
@@ -596,11 +598,11 @@ def test_what_was_begun_anew_and_is_done_anew_again(done, monkeypatch):
         fails_after.mkdir(parents=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cells, "vlae_train", stopped)
+    monkeypatch.setattr(cell_training, "vlae_train", stopped)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             engine.run(layers, done, again=["none"])
-    monkeypatch.setattr(cells, "vlae_train", fails)
+    monkeypatch.setattr(cell_training, "vlae_train", fails)
     assert engine.run(layers, done) == 1
     assert snapshot(done) == before
 
@@ -661,18 +663,18 @@ def test_digits_that_are_no_numbers(done, words):
 
 def test_a_training_ends_with_who_waits_for_it(tmp_path, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(cells.sys, "executable", command(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 60"))
-    wait = cells.subprocess.Popen.wait
+    monkeypatch.setattr(cell_training.sys, "executable", command(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 60"))
+    wait = cell_training.subprocess.Popen.wait
 
     def interrupted(self, *arguments):
-        monkeypatch.setattr(cells.subprocess.Popen, "wait", wait)
+        monkeypatch.setattr(cell_training.subprocess.Popen, "wait", wait)
         while not (tmp_path / "pid").is_file():
             time.sleep(0.01)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cells.subprocess.Popen, "wait", interrupted)
-    with pytest.raises(cells.Interrupted) as caught:
-        cells.vlae_train(tmp_path / "c.yaml", tmp_path / "run", tmp_path / "c.log", 1)
+    monkeypatch.setattr(cell_training.subprocess.Popen, "wait", interrupted)
+    with pytest.raises(cell_training.Interrupted) as caught:
+        cell_training.vlae_train(tmp_path / "c.yaml", tmp_path / "run", tmp_path / "c.log", 1)
     assert 0 <= caught.value.seconds < 5
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
@@ -768,7 +770,7 @@ def test_the_command(done, tmp_path, monkeypatch, capsys):
 
 def test_a_job_that_is_cleared_asks_for_nothing_more(done, tmp_path):
     (job, _) = engine._jobs(write(tmp_path), done, Spread(), True, set(), False)
-    assert cells.state(job).name == "new"
+    assert state(job).name == "new"
     cleared = job.cleared()
     assert not cleared.anew and not job.directory.exists()
     assert replace(job, anew=False) == cleared

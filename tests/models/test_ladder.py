@@ -17,6 +17,7 @@ from vlae.evaluation.report import evaluate_dataset
 from vlae.models import LadderBound
 from vlae.objectives import ELBO, Linear
 from vlae.training import run
+from vlae.training.settings import DataSettings, TrainerSettings
 from vlae.training.task import OptimizerSettings
 
 SIGMA, SCALE = 0.4, 0.7  # deviations of x given z_1, and of z_1 given z_2
@@ -395,8 +396,8 @@ def test_training_on_real_digits(tmp_path):
         model,
         ELBO(beta=Linear(0.0, 1.0, finish=0.5)),
         OptimizerSettings("adam", lr=3e-3),
-        run.DataSettings("digits", binarize="dynamic", batch_size=100),
-        run.TrainerSettings(max_epochs=3, precision="32-true", accelerator="cpu", progress_bar=False),
+        DataSettings("digits", binarize="dynamic", batch_size=100),
+        TrainerSettings(max_epochs=3, precision="32-true", accelerator="cpu", progress_bar=False),
         tmp_path / "run",
         config="",
     )

@@ -7,7 +7,7 @@ import pytest
 import vlae
 from vlae.evaluation.report import TOLERANCE, evaluate_dataset
 from vlae.models.saving import CARD, locate, pretrained_names
-from vlae.training.run import DataSettings
+from vlae.training.settings import DataSettings
 
 
 def test_there_are_pretrained_models():

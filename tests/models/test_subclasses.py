@@ -11,7 +11,8 @@ from vlae import VlaeError
 from vlae.models import LatentVariableModel, saving
 from vlae.nn.pixelcnn import GatedPixelCNN
 from vlae.objectives import ELBO, Adversarial, Objective, WithTerms
-from vlae.training.run import DataSettings, TrainerSettings, train
+from vlae.training.run import train
+from vlae.training.settings import DataSettings, TrainerSettings
 from vlae.training.task import OptimizerSettings, Task
 
 SHAPE = (1, 8, 8)

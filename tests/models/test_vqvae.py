@@ -21,6 +21,8 @@ from vlae.models.base import LatentVariableModel
 from vlae.objectives import ELBO
 from vlae.training import run
 from vlae.training.callbacks import epoch_line
+from vlae.training.checkpoints import read_checkpoint
+from vlae.training.settings import DataSettings, TrainerSettings
 from vlae.training.task import OptimizerSettings
 
 TINY = {"codes": 5, "code_dim": 3, "widths": [4], "prior_layers": 1, "prior_channels": 6}
@@ -257,8 +259,8 @@ def train(directory, epochs, resume=False, stop_after=None, monkeypatch=None):
             model,
             ELBO(),
             OptimizerSettings("adamax", lr=0.01),
-            run.DataSettings("digits", binarize="dynamic", batch_size=200),
-            run.TrainerSettings(max_epochs=epochs, precision="32-true", accelerator="cpu", progress_bar=False),
+            DataSettings("digits", binarize="dynamic", batch_size=200),
+            TrainerSettings(max_epochs=epochs, precision="32-true", accelerator="cpu", progress_bar=False),
             directory,
             config="",
             seed=3,
@@ -283,7 +285,7 @@ def test_a_resumed_run_is_bit_exact_and_averaged_weights_fit_the_codebook(tmp_pa
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", 6, stop_after=3, monkeypatch=monkeypatch)
     train(tmp_path / "cut", 6, resume=True)
-    whole, cut = (run.read_checkpoint(tmp_path / name / "ckpts" / "last.ckpt") for name in ("whole", "cut"))
+    whole, cut = (read_checkpoint(tmp_path / name / "ckpts" / "last.ckpt") for name in ("whole", "cut"))
     assert whole["global_step"] == 6 * 5
     for part in ("state_dict", "current_model_state"):
         assert whole[part].keys() == cut[part].keys()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from vlae.data import Batches, ImageDataset
-from vlae.training import run
+from vlae.training.logs import quiet
 from vlae.training.task import OptimizerSettings, Task
 
 
@@ -66,7 +66,7 @@ def fit():
             num_sanity_val_steps=0,
             callbacks=list(callbacks),
         )
-        with run.quiet():
+        with quiet():
             trainer.fit(task, Batches(dataset, 8, shuffle=True, drop_last=True), Batches(dataset, 8))
         return task
 

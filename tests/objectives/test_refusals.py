@@ -29,6 +29,7 @@ from vlae.objectives import (
 )
 from vlae.training import configuration, run
 from vlae.training.callbacks import collapse_warning
+from vlae.training.settings import DataSettings, TrainerSettings
 from vlae.training.task import OptimizerSettings, Task
 
 SHAPE = (1, 8, 8)
@@ -70,7 +71,7 @@ def test_a_refused_run_leaves_what_was_there(tmp_path):
     directory = tmp_path / "run"
     directory.mkdir()
     (directory / "config.yaml").write_text("old")
-    data, trainer = run.DataSettings("digits", binarize="threshold"), run.TrainerSettings(max_epochs=1)
+    data, trainer = DataSettings("digits", binarize="threshold"), TrainerSettings(max_epochs=1)
     with pytest.raises(VlaeError, match="Capacity"):
         run.train(dae(), Capacity(), OptimizerSettings(), data, trainer, directory, "new")
     assert (directory / "config.yaml").read_text() == "old"
@@ -183,7 +184,10 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(objective,
 
 
 def test_nothing_is_trained_on_held_out_images(tmp_path):
-    data, trainer = run.DataSettings("digits", binarize="threshold", split="test"), run.TrainerSettings(max_epochs=1)
+    data, trainer = (
+        DataSettings("digits", binarize="threshold", split="test"),
+        TrainerSettings(max_epochs=1),
+    )
     with pytest.raises(VlaeError, match=r"train or train\+validation"):
         run.train(factorised(), ELBO(), OptimizerSettings(), data, trainer, tmp_path / "run", "new")
     assert not (tmp_path / "run").exists()

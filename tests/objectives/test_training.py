@@ -27,6 +27,8 @@ from vlae.objectives import (
     WithTerms,
 )
 from vlae.training import configuration, run
+from vlae.training.checkpoints import read_checkpoint
+from vlae.training.settings import DataSettings, TrainerSettings
 from vlae.training.task import OptimizerSettings
 
 OBJECTIVES = {
@@ -152,8 +154,8 @@ def train(directory, objective, monkeypatch, stop=False, resume=False):
             model,
             objective,
             OptimizerSettings("adamax", lr=0.01),
-            run.DataSettings("digits", batch_size=100, limit=400, validation_limit=100),
-            run.TrainerSettings(max_epochs=3, precision="32-true", accelerator="cpu", devices=1, progress_bar=False),
+            DataSettings("digits", batch_size=100, limit=400, validation_limit=100),
+            TrainerSettings(max_epochs=3, precision="32-true", accelerator="cpu", devices=1, progress_bar=False),
             directory,
             config="",
             seed=3,
@@ -183,7 +185,7 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", stateful(), monkeypatch, stop=True)
     train(tmp_path / "cut", stateful(), monkeypatch, resume=True)
-    whole, cut = (run.read_checkpoint(tmp_path / name / "ckpts" / "last.ckpt") for name in ("whole", "cut"))
+    whole, cut = (read_checkpoint(tmp_path / name / "ckpts" / "last.ckpt") for name in ("whole", "cut"))
     for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states"):
         assert same(whole[part], cut[part]), part
     state = whole["current_model_state"]

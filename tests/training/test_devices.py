@@ -15,6 +15,7 @@ from vlae import processes
 from vlae.errors import VlaeError
 from vlae.models import VAE
 from vlae.training import run
+from vlae.training.checkpoints import read_checkpoint
 from vlae.training.devices import Layout, check_model, layout
 
 SCRIPT = Path(__file__).with_name("together.py")
@@ -52,7 +53,7 @@ def two(tmp_path_factory):
 
 
 def checkpoint(directory):
-    return run.read_checkpoint(directory / "ckpts" / "last.ckpt")
+    return read_checkpoint(directory / "ckpts" / "last.ckpt")
 
 
 def largest_difference(a, b):

@@ -11,6 +11,7 @@ from vlae.models import load
 from vlae.objectives import ELBO, GECO, IWAE, Contrastive, LatentNoise, SoftFreeBits, WithTerms
 from vlae.training import run
 from vlae.training.checkpoints import load_any, read_checkpoint
+from vlae.training.settings import DataSettings, TrainerSettings
 from vlae.training.task import OptimizerSettings
 
 DIGITS = {"name": "digits", "binarize": "threshold", "limit": 64, "validation_limit": 20}
@@ -19,10 +20,10 @@ DIGITS = {"name": "digits", "binarize": "threshold", "limit": 64, "validation_li
 def train(directory: Path, epochs=1, optimizer=None, objective=None, ema_decay=0.9, clip=100.0, data=None, **options):
     torch.manual_seed(0)
     model = VAE((1, 8, 8), latent_dim=2, architecture="mlp", widths=[4])
-    trainer = run.TrainerSettings(
+    trainer = TrainerSettings(
         epochs, precision="32-true", accelerator="cpu", progress_bar=False, ema_decay=ema_decay, gradient_clip=clip
     )
-    images = run.DataSettings(**{**DIGITS, "batch_size": 32, **(data or {})})
+    images = DataSettings(**{**DIGITS, "batch_size": 32, **(data or {})})
     optimizer = OptimizerSettings(**{"schedule": "constant", "lr": 0.01, **(optimizer or {})})
     return run.train(model, objective or ELBO(), optimizer, images, trainer, directory, "text", **options)
 
@@ -232,4 +233,4 @@ def test_settings_of_the_optimizer_that_would_do_harm_are_refused(settings):
 )
 def test_settings_of_the_trainer_that_would_do_harm_are_refused(settings):
     with pytest.raises(VlaeError, match=f"trainer.{next(iter(settings))}"):
-        run.TrainerSettings(**settings)
+        TrainerSettings(**settings)

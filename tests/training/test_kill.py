@@ -25,6 +25,8 @@ from vlae.evaluation import KeptLikelihoods
 from vlae.evaluation.likelihood import likelihoods
 from vlae.objectives import ELBO
 from vlae.training import run
+from vlae.training.checkpoints import read_checkpoint
+from vlae.training.settings import DataSettings, TrainerSettings
 from vlae.training.task import OptimizerSettings
 
 KILLS = int(os.environ.get("VLAE_KILLS", "3"))  # at random moments, of each kind of work
@@ -39,8 +41,8 @@ def train(directory: Path) -> None:
         vlae.VAE((1, 8, 8), latent_dim=2, architecture="mlp", widths=[4]),
         ELBO(),
         OptimizerSettings("adamax", lr=0.01),
-        run.DataSettings("digits", binarize="dynamic", batch_size=50, limit=200, validation_limit=20),
-        run.TrainerSettings(max_epochs=EPOCHS, precision="32-true", accelerator="cpu", progress_bar=False),
+        DataSettings("digits", binarize="dynamic", batch_size=50, limit=200, validation_limit=20),
+        TrainerSettings(max_epochs=EPOCHS, precision="32-true", accelerator="cpu", progress_bar=False),
         directory,
         config="seed: 3\n",
         seed=3,
@@ -95,7 +97,7 @@ def die_at(count: int, after: bool) -> None:
 def check_whole(directory: Path) -> None:
     """Every file of the run that has its own name is whole."""
     for path in directory.glob("ckpts/[!.]*"):
-        run.read_checkpoint(path)
+        read_checkpoint(path)
     if (directory / "model").exists():
         vlae.load(directory / "model")
     if (directory / "config.yaml").exists():
@@ -108,7 +110,7 @@ def check_whole(directory: Path) -> None:
 
 def check_same(directory: Path, whole: Path) -> None:
     """The finished run is the uninterrupted one, bit for bit."""
-    ours, theirs = (run.read_checkpoint(path / "ckpts" / "last.ckpt") for path in (directory, whole))
+    ours, theirs = (read_checkpoint(path / "ckpts" / "last.ckpt") for path in (directory, whole))
     for part in PARTS:
         assert same(ours[part], theirs[part]), part
     a, b = (vlae.load(path / "model") for path in (directory, whole))

@@ -13,6 +13,8 @@ from vlae.cli import main
 from vlae.files import aside, holding
 from vlae.objectives import ELBO, IWAE
 from vlae.training import run
+from vlae.training.directory import choose_directory, room_for
+from vlae.training.settings import DataSettings, RunSettings, TrainerSettings
 from vlae.training.task import OptimizerSettings
 
 DIGITS = {"name": "digits", "binarize": "threshold", "limit": 64, "validation_limit": 20}
@@ -21,8 +23,8 @@ DIGITS = {"name": "digits", "binarize": "threshold", "limit": 64, "validation_li
 def train(directory, objective=None, batch_size=32, split="train", model=None, lr=2e-3, overwrite=True, **trainer):
     torch.manual_seed(0)
     model = model or VAE((1, 8, 8), latent_dim=2, architecture="mlp", widths=[4])
-    settings = run.TrainerSettings(max_epochs=1, precision="32-true", progress_bar=False, **trainer)
-    data = run.DataSettings(**DIGITS, batch_size=batch_size, split=split)
+    settings = TrainerSettings(max_epochs=1, precision="32-true", progress_bar=False, **trainer)
+    data = DataSettings(**DIGITS, batch_size=batch_size, split=split)
     optimizer = OptimizerSettings(lr=lr)
     return run.train(
         model, objective or ELBO(), optimizer, data, settings, directory, config="new", overwrite=overwrite
@@ -108,16 +110,16 @@ def test_one_whose_every_step_was_bad_does_so_too(tmp_path):
 
 
 def test_it_gives_way_to_the_next_try(diverged):
-    settings = run.RunSettings("run", str(diverged.parent))
+    settings = RunSettings("run", str(diverged.parent))
     for _ in range(2):  # it may come to NaN again
-        assert run.choose_directory(settings, "", resume=False) == diverged
+        assert choose_directory(settings, "", resume=False) == diverged
         with pytest.raises(VlaeError, match="validation images is NaN"):
             train(diverged, overwrite=False, **DIVERGING)
         assert len((diverged / "logs" / "metrics.csv").read_text().splitlines()) == 2
     train(diverged, overwrite=False)
     assert "ERROR" not in (diverged / "logs" / "train.log").read_text()
     with pytest.raises(VlaeError, match="exists"):
-        run.choose_directory(settings, "", resume=False)
+        choose_directory(settings, "", resume=False)
     assert [path.name for path in diverged.parent.iterdir()] == ["run"]
 
 
@@ -127,7 +129,7 @@ def test_it_does_not_where_there_is_more_in_it(diverged, name):
     (diverged / name).write_text("mine")
     before = contents(diverged)
     with pytest.raises(VlaeError, match="exists"):
-        run.choose_directory(run.RunSettings("run", str(diverged.parent)), "", resume=False)
+        choose_directory(RunSettings("run", str(diverged.parent)), "", resume=False)
     with pytest.raises(VlaeError, match="exists"):
         train(diverged, overwrite=False)
     assert contents(diverged) == before
@@ -162,7 +164,7 @@ def test_cuda_is_refused_where_there_is_none():
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(VlaeError, match="no CUDA device"):
-        run.TrainerSettings(accelerator="cuda")
+        TrainerSettings(accelerator="cuda")
 
 
 def test_the_configuration_kept_says_how_to_train_and_not_what_was_overwritten(tmp_path, monkeypatch, capsys):
@@ -179,9 +181,9 @@ def test_the_configuration_kept_says_how_to_train_and_not_what_was_overwritten(t
 
 def test_a_run_that_was_set_aside_is_not_trained_into(old):
     """A process killed while it overwrote leaves the old run aside; the next one puts it back before anything else."""
-    place = run.aside(old)
+    place = aside(old)
     old.rename(place)
-    with pytest.raises(VlaeError, match="exists"), run.room_for(old, resume=False, overwrite=False):
+    with pytest.raises(VlaeError, match="exists"), room_for(old, resume=False, overwrite=False):
         pass
     assert (place / "config.yaml").read_text() == "old" and not old.exists()
 

@@ -10,6 +10,8 @@ from vlae.errors import VlaeError
 from vlae.models import VAE, VLAE, load
 from vlae.objectives import ELBO, Adversarial, Linear, SoftFreeBits, WithTerms
 from vlae.training import run
+from vlae.training.checkpoints import read_checkpoint
+from vlae.training.settings import DataSettings, TrainerSettings
 from vlae.training.task import OptimizerSettings
 
 SMALL = {"latent_dim": 4, "encoder_widths": (4,), "encoder_hidden": 16, "channels": 4, "flow_hidden": (8,)}
@@ -37,10 +39,8 @@ def train(directory: Path, monkeypatch, stop_after=None, resume=False, objective
             model,
             objective or ELBO(beta=Linear(0.2, 1.0), free_nats=2.0),
             OptimizerSettings("adamax", lr=0.01, warmup_steps=5, schedule=schedule, patience=1),
-            run.DataSettings("digits", binarize="dynamic", batch_size=200),
-            run.TrainerSettings(
-                max_epochs=epochs, precision="32-true", accelerator="cpu", devices=1, progress_bar=False
-            ),
+            DataSettings("digits", binarize="dynamic", batch_size=200),
+            TrainerSettings(max_epochs=epochs, precision="32-true", accelerator="cpu", devices=1, progress_bar=False),
             directory,
             config="",
             seed=3,
@@ -75,7 +75,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, monkeypatch, objective, 
         train(tmp_path / "cut", monkeypatch, stop_after=2, objective=objective(), schedule=schedule)
     assert not (tmp_path / "cut" / "model").exists()
     train(tmp_path / "cut", monkeypatch, resume=True, objective=objective(), schedule=schedule)
-    whole, cut = (run.read_checkpoint(tmp_path / name / "ckpts" / "last.ckpt") for name in ("whole", "cut"))
+    whole, cut = (read_checkpoint(tmp_path / name / "ckpts" / "last.ckpt") for name in ("whole", "cut"))
     for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers"):
         assert same(whole[part], cut[part]), part
     assert whole["global_step"] == cut["global_step"] == 4 * (1197 // 200)
@@ -94,7 +94,7 @@ def test_each_epoch_sees_other_noise_and_order(tmp_path, monkeypatch):
 
 def test_saved_model_is_the_average_not_the_last_weights(tmp_path, monkeypatch):
     path = train(tmp_path / "run", monkeypatch, epochs=2)
-    best = run.read_checkpoint(tmp_path / "run" / "ckpts" / "best.ckpt")
+    best = read_checkpoint(tmp_path / "run" / "ckpts" / "best.ckpt")
     saved = load(path).state_dict()
     assert all(torch.equal(saved[k], best["state_dict"][f"model.{k}"]) for k in saved)
     assert any(not torch.equal(saved[k], best["current_model_state"][f"model.{k}"]) for k in saved)
@@ -146,7 +146,7 @@ def test_damaged_checkpoint_is_one_clear_line(tmp_path, monkeypatch, damage):
     path = tmp_path / "best.ckpt"
     path.write_bytes(damage(b"PK\x03\x04" + bytes(5000)))
     with pytest.raises(VlaeError, match="not a whole checkpoint") as error:
-        run.read_checkpoint(path)
+        read_checkpoint(path)
     assert "\n" not in str(error.value)
 
 
@@ -159,8 +159,8 @@ def test_a_discriminator_is_resumed_in_the_precision_of_the_training(tmp_path, m
             VAE((1, 8, 8), latent_dim=2, architecture="mlp", widths=[8]),
             WithTerms([Adversarial(1.0, channels=4, stages=1)]),
             OptimizerSettings("adam", lr=0.01, schedule="constant"),
-            run.DataSettings("digits", binarize="threshold", batch_size=32, limit=64, validation_limit=16),
-            run.TrainerSettings(max_epochs=epochs, precision="64-true", accelerator="cpu", progress_bar=False),
+            DataSettings("digits", binarize="threshold", batch_size=32, limit=64, validation_limit=16),
+            TrainerSettings(max_epochs=epochs, precision="64-true", accelerator="cpu", progress_bar=False),
             tmp_path / name,
             config="",
             resume=resume,
@@ -169,6 +169,6 @@ def test_a_discriminator_is_resumed_in_the_precision_of_the_training(tmp_path, m
     go("whole", 2)
     go("cut", 1)
     go("cut", 2, resume=True)
-    whole, cut = (run.read_checkpoint(tmp_path / name / "ckpts" / "last.ckpt") for name in ("whole", "cut"))
+    whole, cut = (read_checkpoint(tmp_path / name / "ckpts" / "last.ckpt") for name in ("whole", "cut"))
     assert any("discriminator" in key for key in whole["state_dict"])
     assert same(whole["state_dict"], cut["state_dict"])

@@ -12,6 +12,7 @@ from vlae.models import VAE, VLAE, VQVAE, load
 from vlae.objectives import ELBO
 from vlae.training import run
 from vlae.training.checkpoints import take_weights
+from vlae.training.settings import DataSettings, TrainerSettings
 from vlae.training.task import OptimizerSettings
 
 SMALL = {"latent_dim": 4, "encoder_widths": (4,), "encoder_hidden": 16, "channels": 4, "flow_hidden": (8,)}
@@ -28,8 +29,8 @@ def train(directory: Path, start_from, model=None, lr=STILL, epochs=1, frozen=()
         model or a_model(1),
         ELBO(),
         OptimizerSettings(lr=lr, schedule="constant", frozen=frozen),
-        run.DataSettings("digits", binarize="dynamic", batch_size=400),
-        run.TrainerSettings(epochs, precision="32-true", accelerator="cpu", progress_bar=False),
+        DataSettings("digits", binarize="dynamic", batch_size=400),
+        TrainerSettings(epochs, precision="32-true", accelerator="cpu", progress_bar=False),
         directory,
         config="",
         start_from=start_from,

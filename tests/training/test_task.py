@@ -14,8 +14,8 @@ from vlae.evaluation import BITS
 from vlae.evaluation.collapse import levels_warning
 from vlae.models import VAE, DenoisingAutoencoder, LadderVAE
 from vlae.objectives import ELBO
-from vlae.training import run
 from vlae.training.callbacks import AveragedWeights, EpochReport, collapse_warning, write_row
+from vlae.training.logs import quiet
 from vlae.training.task import BadStepGuard, OptimizerSettings, Task, step_seed
 
 
@@ -39,7 +39,7 @@ def fit(task: Task, epochs=1, callbacks=(), images=64):
         num_sanity_val_steps=0,
         callbacks=list(callbacks),
     )
-    with run.quiet():
+    with quiet():
         trainer.fit(task, Batches(data, 8, shuffle=True, drop_last=True), Batches(data, 8))
     return trainer
 

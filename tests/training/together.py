@@ -18,6 +18,7 @@ from vlae import data, models, objectives, processes
 from vlae.errors import VlaeError
 from vlae.evaluation import evaluate
 from vlae.training import run
+from vlae.training.settings import DataSettings, TrainerSettings
 from vlae.training.task import OptimizerSettings
 
 IMAGES = 7  # of a whole batch: three for one process, four for the other
@@ -143,8 +144,8 @@ def train(directory: Path, stop_after: int | None = None, resume: bool = False) 
             models.VLAE((1, 8, 8), decoder_layers=1, weight_norm=True, **options),
             objectives.ELBO(free_nats=0.3, per="dimension"),
             OptimizerSettings("adamax", lr=0.01, warmup_steps=3, schedule="plateau", patience=1),
-            run.DataSettings("digits", binarize="dynamic", batch_size=199, limit=600, validation_limit=100),
-            run.TrainerSettings(max_epochs=2, precision="64-true", accelerator="cpu", progress_bar=False),
+            DataSettings("digits", binarize="dynamic", batch_size=199, limit=600, validation_limit=100),
+            TrainerSettings(max_epochs=2, precision="64-true", accelerator="cpu", progress_bar=False),
             directory,
             config="",
             seed=3,

@@ -147,7 +147,7 @@ def choose_context(settings: Any, model: Any, count: int) -> Any:
 def data_settings(settings: Any, model: Any) -> Any:
     """Which data were asked for, as `DataSettings`; what is not said comes from the model's own training data."""
     from vlae.models.saving import trained_on
-    from vlae.training.run import DataSettings
+    from vlae.training.settings import DataSettings
 
     own, asked = trained_on(model), settings.data
     name = asked.name or own.get("name")

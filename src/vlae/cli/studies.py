@@ -39,7 +39,7 @@ def compare_dae(words: list[str]) -> int:
     parser.add_argument("--overwrite", type=bool, default=False, help="train again what is finished")
     settings = parse(parser, words, flags=["--overwrite"])
     from vlae.experiments import dae
-    from vlae.training.run import DataSettings
+    from vlae.training.settings import DataSettings
 
     dae.run(
         DataSettings(**settings.data.as_dict()),

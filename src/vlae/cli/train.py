@@ -19,7 +19,9 @@ def train(words: list[str]) -> int:
     check_nulls(settings)
     from jsonargparse import Namespace
 
-    from vlae.training import run
+    from vlae.training.directory import choose_directory
+    from vlae.training.run import train as train_run
+    from vlae.training.settings import DataSettings
 
     model_settings, settings_without_model = settings.pop("model"), settings
     # What is kept says how to train the run, not how this command came upon it.
@@ -34,9 +36,9 @@ def train(words: list[str]) -> int:
         raise VlaeError(str(error)) from None
     import torch
 
-    data: run.DataSettings = objects.data
+    data: DataSettings = objects.data
     # Only the first process finds the directory as it was: the others may come when it has begun.
-    directory = run.choose_directory(objects.run, config_name or data.name, settings.resume or not processes.first())
+    directory = choose_directory(objects.run, config_name or data.name, settings.resume or not processes.first())
     torch.manual_seed(settings.seed)
     image_shape = data.load(data.split).image_shape
     try:
@@ -46,7 +48,7 @@ def train(words: list[str]) -> int:
             raise
         raise VlaeError("there is not enough memory for a model of these sizes: choose smaller ones") from None
     started = time.monotonic()
-    saved = run.train(
+    saved = train_run(
         model,
         objects.objective,
         objects.optimizer,

@@ -33,7 +33,9 @@ from vlae.models import LatentVariableModel, load
 from vlae.models.saving import CONFIG, build, trained_on
 from vlae.objectives import ELBO, Linear
 from vlae.training.checkpoints import load_any
-from vlae.training.run import DataSettings, RunSettings, TrainerSettings, choose_directory, train
+from vlae.training.directory import choose_directory
+from vlae.training.run import train
+from vlae.training.settings import DataSettings, RunSettings, TrainerSettings
 from vlae.training.task import OptimizerSettings
 
 logger = logging.getLogger("vlae.experiments")

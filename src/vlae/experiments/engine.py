@@ -2,7 +2,7 @@
 
 outputs/experiments/<study>/
     plan.json                   the budget, and how many training images it means
-    cells/                      one run for each cell; see `vlae.experiments.cells`
+    cells/                      one run for each cell; see `vlae.experiments.job`
     table.md, table.csv         obtained beside published
     results.json                everything that was measured
     *.png                       the plots
@@ -23,7 +23,9 @@ from typing import Any, TypeVar
 
 from vlae.errors import VlaeError
 from vlae.experiments import tables
-from vlae.experiments.cells import Job, State, calibrate, do, load_of, read_result, state
+from vlae.experiments.calibration import calibrate, load_of
+from vlae.experiments.cells import do
+from vlae.experiments.job import Job, State, read_result, state
 from vlae.experiments.plan import Load, Timing, chosen, duration, images_within, makespan, with_budget
 from vlae.experiments.study import Study
 from vlae.files import holding, write_bytes, write_text

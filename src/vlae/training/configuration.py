@@ -29,7 +29,7 @@ def train_parser() -> Any:
 
     from vlae.models import LatentVariableModel
     from vlae.objectives import Objective
-    from vlae.training.run import DataSettings, RunSettings, TrainerSettings
+    from vlae.training.settings import DataSettings, RunSettings, TrainerSettings
     from vlae.training.task import OptimizerSettings
 
     parser = ArgumentParser(prog="vlae train", description=TRAIN, exit_on_error=False, allow_abbrev=False)
@@ -65,7 +65,7 @@ def section_classes() -> dict[str, list[Any]]:
     """The sections of a configuration, with the classes that their keys are the arguments of."""
     from vlae import objectives
     from vlae.models.saving import known_models
-    from vlae.training.run import DataSettings, RunSettings, TrainerSettings
+    from vlae.training.settings import DataSettings, RunSettings, TrainerSettings
     from vlae.training.task import OptimizerSettings
 
     return {
