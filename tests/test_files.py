@@ -69,6 +69,14 @@ def test_files_that_belong_together_are_all_old_or_all_new(tmp_path, monkeypatch
     assert left(tmp_path) == set("abc")
 
 
+def test_a_directory_in_the_place_of_one_file_leaves_all_of_them(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(VlaeError, match="a directory, where a file is to be written"):
+        write_together({tmp_path / "a": b"new", tmp_path / "b": b"new"})
+    assert (tmp_path / "a").read_text() == "old" and left(tmp_path) == {"a", "b"}
+
+
 def test_no_file_takes_its_place_before_all_are_on_the_disk(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(files, "_flush", lambda path: done.append("flush"))

@@ -154,6 +154,8 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     """Writes files that belong together: all of them are on the disk before the first takes its place."""
     with ExitStack() as stack:
         written = {}
+        for path in contents:
+            check_target(path)
         for path, data in contents.items():
             written[path] = temporary = stack.enter_context(_beside(path))
             temporary.write_bytes(data)

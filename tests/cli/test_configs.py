@@ -110,6 +110,21 @@ def test_null_is_refused_where_a_value_is_needed(tmp_path, capsys):
     assert capsys.readouterr().err == "vlae: error: data.batch_size can't be null: leave it out, or give it a value\n"
 
 
+@pytest.mark.parametrize("annotation", ["", ": Optional[str]", ": Any", ": str | None", ": 'str'"])
+def test_an_argument_of_a_model_of_ones_own_may_be_left_out(annotation, tmp_path, monkeypatch):
+    """Its default is filled in, though it be None."""
+    name = f"mine_{len(annotation)}_{annotation.count('N')}"
+    (tmp_path / f"{name}.py").write_text(
+        f"from typing import Any, Optional\nimport vlae\nclass Mine(vlae.VAE):\n"
+        f"    def __init__(self, image_shape, note{annotation} = None, latent_dim: int = 2):\n"
+        "        super().__init__(image_shape, latent_dim=latent_dim, architecture='mlp')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = {"model": {"class_path": f"{name}.Mine", "init_args": {"latent_dim": 3}}, "data": {"name": "digits"}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    check_nulls(parse(train_parser(), ["--config", str(tmp_path / "own.yaml")]))
+
+
 def test_a_list_may_be_none():
     words = ["--model", "VAE", "--model.widths", "null"]
     assert parse(train_parser(), words, lists=list_options())["model.init_args.widths"] is None

@@ -90,7 +90,7 @@ def test_unknown_names_splits_binarisations_and_options():
         (lambda: load("minst"), "no data set 'minst'; expected one of digits, mnist"),
         (lambda: load("digits", split="holdout"), "split='holdout': expected one of train, validation"),
         (lambda: load("digits", split="test+train"), "expected one of"),
-        (lambda: load("digits", binarize="sometimes"), 'expected None, "static", "dynamic" or "threshold"'),
+        (lambda: load("digits", binarize="sometimes"), 'expected "static", "dynamic" or "threshold", or null'),
         (lambda: load("digits", variant="x"), "digits has no option variant; expected none"),
         (lambda: load("omniglot", variants="x"), "omniglot has no option variants; expected variant"),
         (lambda: load("digits", root="/nowhere/at/all"), "root=/nowhere/at/all: no such directory"),
@@ -111,7 +111,8 @@ def test_subset_is_the_beginning():
         assert len(data) == 300
         assert torch.equal(few.tensor(), data.tensor()[:7])
         assert torch.equal(few.labels, data.labels[:7])
-    for n in (0, 301, 1.5, "7"):
+    assert len(data.subset(np.int64(7))) == 7
+    for n in (0, 301, 1.5, "7", True):
         with pytest.raises(VlaeError, match="expected 1 to 300"):
             data.subset(n)
 

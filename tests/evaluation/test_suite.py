@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 import vlae
 from vlae import VlaeError, models
-from vlae.data import ImageDataset
+from vlae.data import ImageDataset, load
 from vlae.evaluation import code_groups, evaluate, image_groups, quality, suite
 from vlae.evaluation.bound_groups import BoundGroups
 from vlae.evaluation.classifier import Classifier
@@ -466,6 +467,32 @@ def test_images_of_the_same_origin_were_trained_on(tmp_path):
     model.metadata["data"]["options"] = {"path": str(tmp_path)}  # folders are all of one name
     assert told(train, path=f"{tmp_path}/.") and not told(test, path=str(tmp_path))
     assert not told(train, path=str(tmp_path / "other"))
+
+
+def test_a_folder_is_known_again_by_where_it_is(tmp_path, monkeypatch):
+    """Not by what it is called: that may be a number, begin at home, or lie under a root."""
+    for place in ("one/2024", "two/2024"):
+        (tmp_path / place).mkdir(parents=True)
+        for number in range(3):
+            Image.new("L", (4, 4), number).save(tmp_path / place / f"{number}.png")
+    model = make("VAE")
+    model.metadata["data"] = {
+        "name": "folder",
+        "split": "train",
+        "root": str(tmp_path / "one"),
+        "options": {"path": 2024},
+    }
+
+    def images_at(path, root=None):
+        return load("folder", "train", root=root, path=path, size=4, mode="L")
+
+    assert suite.were_trained_on(model, images_at(2024, tmp_path / "one"))
+    assert suite.were_trained_on(model, images_at(str(tmp_path / "one" / "2024")))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert suite.were_trained_on(model, images_at("~/one/2024"))
+    assert not suite.were_trained_on(model, images_at(2024, tmp_path / "two"))
+    model.metadata["data"]["root"] = str(tmp_path / "gone")
+    assert not suite.were_trained_on(model, images_at(2024, tmp_path / "two"))
 
 
 def test_json_has_one_nll_of_all(sets):

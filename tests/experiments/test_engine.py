@@ -228,7 +228,7 @@ def test_seconds_that_nobody_counted_are_not_made_up(done, tmp_path):
     """A training that was killed together with the study: what it took is not known."""
     (job, _) = engine._jobs(write(tmp_path), done, Spread(), False, set(), False)
     assert job.seconds_so_far() == 1.5
-    cell_training._keep_seconds(job, None)  # as `train` begins
+    job.keep_of_training(None, None)  # as `train` begins
     job.result_path.unlink()
     assert engine.run(write(tmp_path), done) == 0
     assert "training_seconds" not in results(done)["none"]["values"]
@@ -285,17 +285,70 @@ def test_another_model_under_the_name_that_a_cell_starts_from_makes_another_cell
     job = Job(
         study.Cell("one", {"start_from": str(source)}), {"start_from": str(source)}, None, study.Measure(), tmp_path
     )
+    assert job.identity()["config"]["start_from_sha256"] is None  # it is not there yet
+    small_vae(0).save_pretrained(source)
     before = job.identity()
-    assert before["config"]["start_from_sha256"] is None  # it is not there yet
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        vlae.VAE((1, 4, 4), architecture="mlp", widths=[4], latent_dim=2).save_pretrained(source)
-        now = job.identity()
-        assert difference(before, now).startswith("config.start_from_sha256 was ")
-        assert not difference(now, job.identity())
-        before = now
+    small_vae(1).save_pretrained(source)
+    now = job.identity()
+    assert difference(before, now).startswith("config.start_from_sha256 was ")
+    assert not difference(now, job.identity())
+    shutil.rmtree(source)  # gone, it can't tell that it is another
+    assert not difference(now, job.identity())
     del before["config"]["start_from_sha256"]  # what results of earlier versions lack
     assert not difference(before, now)
+
+
+def small_vae(seed):
+    torch.manual_seed(seed)
+    return vlae.VAE((1, 4, 4), architecture="mlp", widths=[4], latent_dim=2)
+
+
+def test_what_a_cell_started_from_is_kept_when_its_training_begins(tmp_path, monkeypatch):
+    """Not when it is measured: by then another model may lie there."""
+    source = tmp_path / "source"
+    small_vae(0).save_pretrained(source)
+    config = {"start_from": str(source)}
+    job = Job(study.Cell("one", config), config, None, study.Measure(), tmp_path / "cells")
+
+    def training(path, directory, *_):
+        directory.mkdir()
+        (directory / "config.yaml").write_text(path.read_text())
+        small_vae(2).save_pretrained(directory / "model")
+        return 1.0
+
+    monkeypatch.setattr(cell_training, "vlae_train", training)
+    job.folder.mkdir()
+    cell_training.train(job, resume=False)
+    assert state(job).name == "trained" and job.seconds_so_far() == 1.0
+    of_training = job.identity()
+    small_vae(1).save_pretrained(source)
+    assert state(job).name == "changed" and "start_from_sha256 was" in state(job).change
+    assert not difference(of_training, job.identity())  # what is there is still of the first
+    shutil.rmtree(source)
+    assert state(job).name == "trained"
+
+
+def test_nothing_is_fetched_to_tell_a_model_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlae.models.hub.download", lambda *_: pytest.fail("it was fetched"))
+    config = {"start_from": "hf:someone/something"}
+    assert Job(study.Cell("one", config), config, None, study.Measure(), tmp_path).identity()
+
+
+def test_a_folder_with_a_whole_path_is_the_same_under_any_root():
+    absolute, relative = (
+        [{"data": {"name": "folder", "root": root, "options": {"path": path}}} for root in "ab"] for path in ("/x", "x")
+    )
+    assert not difference(*absolute) and difference(*relative)
+
+
+def test_data_without_a_name_are_a_finished_models_own(tmp_path):
+    """Not the digits, which are the default of a training."""
+    config = {"data": {"binarize": "threshold"}}
+    model = small_vae(0)
+    model.metadata["data"] = {"name": "mnist", "binarize": "dynamic", "options": {"size": 14}}
+    job = Job(study.Cell("one", config, run="x"), config, None, study.Measure(), tmp_path)
+    found = cells.data_of(job, model)
+    assert (found.name, found.binarize, found.options) == ("mnist", "threshold", {"size": 14})
 
 
 def test_a_failing_cell_takes_no_other_along(tmp_path, capsys):

@@ -225,6 +225,7 @@ def test_save_and_load_keep_the_fitted_prior(binary, tmp_path):
         ({"corruption": "gaussian", "noise": -1.0}, "0 or more"),
         ({"corruption": "masking", "noise": 1.5}, "from 0 to 1"),
         ({"noise": float("nan")}, "noise"),
+        ({"noise": "0.1"}, "noise of the corruption"),
         ({"decay": 1.0}, "decay"),
         ({"latent_dim": 0}, "latent_dim must be"),
         ({"architecture": "vit"}, "unknown architecture"),

@@ -2,7 +2,9 @@ import hashlib
 import json
 import os
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -74,6 +76,13 @@ def test_configuration_is_the_constructors_arguments(tiny_vlae):
     assert model.config["stacks"] == "plain" and model.config["kernel_size"] == 3  # given, and a default
     assert model.config["image_shape"] == [1, 5, 4]
     assert vlae.VLAE(**model.config).config == model.config
+
+
+@pytest.mark.parametrize("beta", [np.float32(0.5), Fraction(1, 2), np.int64(2)])
+def test_numbers_of_any_type_are_kept_as_numbers(beta, tmp_path, tiny_vae):
+    model = tiny_vae(beta=beta)
+    assert model.config["beta"] == float(beta) and type(model.config["beta"]) in (int, float)
+    assert vlae.load(model.save_pretrained(tmp_path / "model")).beta == beta
 
 
 def test_metadata_and_card_travel(tmp_path, tiny_vae):

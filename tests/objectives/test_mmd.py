@@ -149,6 +149,12 @@ def test_bad_options_are_refused(options):
         InfoVAE(**options)
 
 
+@pytest.mark.parametrize("bandwidth", [0.0, -1.0, float("nan"), "1"])
+def test_a_bad_bandwidth_is_refused(bandwidth):
+    with pytest.raises(VlaeError, match="bandwidth must be positive"):
+        mmd(torch.randn(4, 2), torch.randn(4, 2), bandwidth=bandwidth)
+
+
 def test_models_without_a_prior_density_are_refused(linear_gaussian, flat_images):
     model = linear_gaussian()
     model.has_bound = False

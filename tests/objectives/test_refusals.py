@@ -137,6 +137,27 @@ def test_advice_names_options_that_there_are(objective, advice, absent):
     assert advice in text and absent not in text
 
 
+@pytest.mark.parametrize(
+    ("objective", "said", "unsaid"),
+    [
+        (ELBO(), ["free bits (--objective.free_nats 8)", "annealing beta"], ["smaller beta", "more free"]),
+        (
+            ELBO(free_nats=8),
+            ["more free bits (--objective.free_nats 16, now 8)", "annealing"],
+            ["--objective.free_nats 8"],
+        ),
+        (ELBO(free_nats=Linear(10, 0)), ["free bits that stay to the end (--objective.free_nats 8)"], ["more free"]),
+        (ELBO(beta=Linear(0, 1, 0, 0.2)), ["free bits"], ["annealing"]),
+        (ELBO(beta=4), ["a smaller beta (--objective.beta 1, now 4); free bits"], ["annealing"]),
+    ],
+)
+def test_advice_is_not_what_is_set_already(objective, said, unsaid):
+    text = collapse_warning(
+        0.1, Task(vlae.VAE(SHAPE, latent_dim=2, architecture="mlp"), objective, OptimizerSettings())
+    )
+    assert all(words in text for words in said) and not any(words in text for words in unsaid), text
+
+
 def test_advice_for_discrete_codes_is_about_the_codebook():
     text = collapse_warning(0.1, Task(vqvae(), ELBO(), OptimizerSettings()))
     assert "few codes" in text and "--model.codes" in text and "--model.revival" in text

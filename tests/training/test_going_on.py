@@ -142,6 +142,16 @@ def test_of_older_checkpoints_the_state_tells(tmp_path):
     train(tmp_path / "run", epochs=2, objective=noisy(), resume=True)
 
 
+def test_a_finished_run_says_that_nothing_is_left(tmp_path, caplog):
+    train(tmp_path / "run", epochs=1)
+    with caplog.at_level("INFO", logger="vlae.training"):
+        train(tmp_path / "run", epochs=1, resume=True)
+        assert "all 1 epochs are behind it: nothing is left to train" in caplog.text
+        caplog.clear()
+        train(tmp_path / "run", epochs=2, resume=True)
+    assert "nothing is left" not in caplog.text
+
+
 def test_a_run_without_averages_is_not_resumed_with_them(tmp_path):
     train(tmp_path / "run", ema_decay=0.0)
     with pytest.raises(VlaeError, match="has no averaged weights"):

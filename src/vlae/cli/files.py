@@ -131,7 +131,9 @@ def decompress(words: list[str]) -> int:
     started = time.monotonic()
     options = {key: settings[key] for key in ("only", "texture", "seed", "coder", "overwrite", "workers")}
     paths = codec.decompress_files(model, data, settings.directory, **options)
-    print(f"{len(paths)} files in {settings.directory}, {time.monotonic() - started:.1f} s: {paths[0]}")
+    shown = ", ".join(path.name for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
+    files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
+    print(f"{files} in {settings.directory}, {time.monotonic() - started:.1f} s: {shown}")
     return 0
 
 

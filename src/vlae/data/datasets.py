@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
 
@@ -187,7 +188,7 @@ class ImageDataset(Dataset[Tensor]):
         Raises:
             VlaeError: n is not in 1..N.
         """
-        if not isinstance(n, int) or not 1 <= n <= len(self):
+        if not isinstance(n, Integral) or isinstance(n, bool) or not 1 <= n <= len(self):
             raise VlaeError(f"expected 1 to {len(self)} images of {self.name} {self.split}; got {n!r}")
         return self._with(**{key: value[:n] for key, value in self._per_image().items()})
 
@@ -321,7 +322,7 @@ def check_split(split: str) -> str:
 def check_binarize(binarize: str | None) -> bool:
     """Whether to binarise at all; unknown values are refused."""
     if binarize is not None and binarize not in get_args(Binarize):
-        raise VlaeError(f'binarize={binarize!r}: expected None, "static", "dynamic" or "threshold"')
+        raise VlaeError(f'binarize={binarize!r}: expected "static", "dynamic" or "threshold", or null (all levels)')
     return binarize is not None
 
 

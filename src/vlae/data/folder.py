@@ -100,7 +100,7 @@ def folder(
         VlaeError: options that contradict each other, no image for this split, or an unreadable image.
     """
     _check_options(size, crop, mode, crops_per_epoch)
-    directory = _directory(path, root)
+    directory = directory_of(path, root)
     files = sorted(
         (file for file in directory.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()),
         key=lambda file: file.relative_to(directory).as_posix(),
@@ -141,7 +141,8 @@ def _check_options(size: int | None, crop: int | None, mode: str, crops_per_epoc
         raise VlaeError(f'folder: mode={mode!r}, expected "L" or "RGB"')
 
 
-def _directory(path: str | Path | None, root: str | Path | None) -> Path:
+def directory_of(path: str | Path | None, root: str | Path | None) -> Path:
+    """The directory of images that `path` names, as it stands or in a place of data sets, absolute."""
     if path is None:
         raise VlaeError('folder needs path=..., a directory of images: load("folder", path="photos", crop=32)')
     path = str(path)  # 2024 is a number in YAML

@@ -8,7 +8,7 @@ from typing import Any
 from vlae.data import sets, sources
 from vlae.data.datasets import ImageDataset, check_binarize, check_split
 from vlae.data.dsprites import dsprites
-from vlae.data.folder import folder
+from vlae.data.folder import directory_of, folder
 from vlae.data.omniglot import omniglot
 from vlae.data.sprites import sprites
 from vlae.errors import VlaeError
@@ -65,6 +65,8 @@ def load(
     for other in others:
         first = first.join(other)
     first.options = options
+    if name == "folder":  # wherever it was looked for: by this directory one knows it again
+        first.options = {**options, "path": str(directory_of(options["path"], root))}
     return first
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from vlae.evaluation.information import BITS
 from vlae.models.base import LatentVariableModel
 from vlae.objectives import ELBO, GECO, Capacity, Objective, SoftFreeBits, WithTerms
+from vlae.objectives.schedules import Constant
 
 DEAD_BITS = 0.1  # of a ladder's level: it is the level below that chooses to ignore it
 COLLAPSED_BITS = 1.0  # under one bit an image, the code does not even tell two halves of the data apart
@@ -45,12 +46,26 @@ def collapse_advice(model: LatentVariableModel, objective: Objective) -> str:
     elif isinstance(objective, ELBO):
         # The objective under terms is named as well: where it is a default, its options alone are not taken.
         named = "" if objective is outer else f"{key} {type(objective).__name__} "
-        advice.append(f"free bits ({named}{key}.free_nats 8)")
-        schedule = "{class_path: Linear, init_args: {start: 0, end: 1, finish: 0.2}}"
-        advice.append(f"annealing beta ({key}.beta '{schedule}')")
+        advice.extend(_advice_on_elbo(objective, named, key))
     else:
         advice.append(f"free bits ({key} ELBO {key}.free_nats 8)")
     return "; ".join(advice)
+
+
+def _advice_on_elbo(objective: ELBO, named: str, key: str) -> list[str]:
+    """More room for the rate than this objective gives it; `named` and `key` say how it is set."""
+    advice, beta, free = [], objective.beta(1.0), objective.free_nats(1.0)
+    if beta > 1:
+        advice.append(f"a smaller beta ({named}{key}.beta 1, now {beta:g})")
+    if not free:
+        stay = "" if isinstance(objective.free_nats, Constant) else " that stay to the end"
+        advice.append(f"free bits{stay} ({named}{key}.free_nats 8)")
+    else:
+        advice.append(f"more free bits ({named}{key}.free_nats {2 * free:g}, now {free:g})")
+    if beta <= 1 and isinstance(objective.beta, Constant):
+        schedule = "{class_path: Linear, init_args: {start: 0, end: 1, finish: 0.2}}"
+        advice.append(f"annealing beta ({key}.beta '{schedule}')")
+    return advice
 
 
 def collapse_warning(rate: float, model: LatentVariableModel, objective: Objective) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vlae import processes
 from vlae.data import ImageDataset
+from vlae.data.folder import directory_of
 from vlae.errors import VlaeError
 from vlae.evaluation.bound_groups import BoundGroups
 from vlae.evaluation.classifier import Classifier
@@ -104,15 +105,20 @@ def were_trained_on(model: LatentVariableModel, dataset: ImageDataset) -> bool:
     """Whether the model's metadata say that images like these were among those that it was trained on."""
     own = trained_on(model)
     options = own.get("options", {})
-    if own.get("name") != dataset.name or _folder(options) != _folder(dataset.options):
+    if own.get("name") != dataset.name or _folder(options, own.get("root")) != _folder(dataset.options):
         return False
     trained, measured = (set(str(split).split("+")) for split in (own.get("split", ""), dataset.split))
     return bool(trained & measured or options.get("whole") or dataset.options.get("whole"))
 
 
-def _folder(options: Mapping[str, Any]) -> Path | None:
+def _folder(options: Mapping[str, Any], root: str | None = None) -> Path | None:
     """The folder that images were read from, where it is an option: folders all have one name."""
-    return Path(options["path"]).resolve() if options.get("path") else None
+    if options.get("path") is None:
+        return None
+    try:
+        return directory_of(options["path"], root)
+    except VlaeError:  # it is not there any more
+        return Path(str(options["path"]))
 
 
 def _open(kept: KeptLikelihoods, groups: BoundGroups) -> None:

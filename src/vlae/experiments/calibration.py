@@ -6,7 +6,6 @@ import csv
 import json
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from vlae.experiments.job import Job
 from vlae.experiments.plan import Load, Timing
 from vlae.files import write_text
 from vlae.models import load
-from vlae.training.settings import DataSettings, TrainerSettings
 
 CALIBRATION_STEPS = 8
 CALIBRATION_SHARE = 20  # the evaluation is tried on one image in so many
@@ -76,10 +74,3 @@ def _trial_evaluation(trial: Job) -> float:
     except (VlaeError, ValueError) as error:
         raise VlaeError(f"its evaluation can't be tried on {len(part)} images: {error}") from None
     return (time.monotonic() - started) * len(test) / len(part) + timed
-
-
-def load_of(config: Mapping[str, Any]) -> Load:
-    """How many images a configuration has."""
-    data = DataSettings(**(config.get("data") or {}))
-    trainer = TrainerSettings(**(config.get("trainer") or {}))
-    return Load(len(data.load(data.split)), len(data.load("validation")), trainer.max_epochs, data.batch_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from vlae.errors import VlaeError
-from vlae.experiments.job import Job
+from vlae.experiments.job import Job, checksum
 from vlae.files import holding, write_text
 
 
@@ -24,20 +23,17 @@ def train(job: Job, resume: bool) -> None:
             if not resume:  # what is left of an older one must not be taken for this one's
                 shutil.rmtree(job.directory, ignore_errors=True)
     before = job.seconds_so_far() if resume else 0.0
-    _keep_seconds(job, None)  # what remains, if this process is killed
+    source = job.started_from() if resume else checksum(job.config.get("start_from"))
+    job.keep_of_training(None, source)  # what remains, if this process is killed
     config, log = job.config_path, job.log_path
     write_text(config, yaml.safe_dump(job.config, sort_keys=False))
     print(f"{job.cell.name}: {'going on with' if resume else 'starting'} its training, log {log}", flush=True)
     try:
         spent = vlae_train(config, job.directory, log, job.threads, resume)
     except Interrupted as stopped:
-        _keep_seconds(job, None if before is None else before + stopped.seconds)
+        job.keep_of_training(None if before is None else before + stopped.seconds, source)
         raise KeyboardInterrupt from None
-    _keep_seconds(job, None if before is None else before + spent)
-
-
-def _keep_seconds(job: Job, seconds: float | None) -> None:
-    write_text(job.seconds_path, json.dumps({"seconds": seconds}) + "\n")
+    job.keep_of_training(None if before is None else before + spent, source)
 
 
 def train_words(config: Path, directory: Path, resume: bool) -> list[str]:

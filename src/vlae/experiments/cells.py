@@ -98,12 +98,13 @@ def evaluate(job: Job) -> dict[str, Any]:
 
 def data_of(job: Job, model: LatentVariableModel) -> DataSettings:
     """The cell's own data, else what its model was trained on, wherever that lies on this machine."""
-    if job.data is not None:
-        return job.data
+    given = job.config.get("data") or {}
+    if job.cell.trained or "name" in given:
+        return DataSettings(**given)
     own = {k: v for k, v in trained_on(model).items() if k in ("name", "binarize", "options")}
     if not own:
         raise VlaeError(f"the model {job.model_path()} does not say what it was trained on: give the cell its data")
-    return DataSettings(**own)
+    return DataSettings(**{**own, **given})
 
 
 def images_of(job: Job, model: LatentVariableModel) -> tuple[ImageDataset, ImageDataset]:

@@ -208,7 +208,8 @@ def check_finished(settings: dict[str, Any], directory: Path, overwrite: bool) -
         return
     old, new = flat(yaml.safe_load((directory / "config.yaml").read_text())), flat(settings)
     # Where the files of a set lie does not matter; of a folder it says which images are meant.
-    same = {"data.root"} if new.get("data.name") != "folder" else set()
+    absolute = Path(str(new.get("data.options.path"))).expanduser().is_absolute()
+    same = {"data.root"} if new.get("data.name") != "folder" or absolute else set()
     different = [key for key in {**new, **old} if old.get(key) != new.get(key) and key not in same]
     if different:
         key = different[0]

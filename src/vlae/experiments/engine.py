@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 
 from vlae.errors import VlaeError
 from vlae.experiments import tables
-from vlae.experiments.calibration import calibrate, load_of
+from vlae.experiments.calibration import calibrate
 from vlae.experiments.cells import do
-from vlae.experiments.job import Job, State, read_result, state
+from vlae.experiments.job import Job, State, load_of, read_result, state
 from vlae.experiments.plan import Load, Timing, chosen, duration, images_within, makespan, with_budget
 from vlae.experiments.study import Study
 from vlae.files import holding, write_bytes, write_text

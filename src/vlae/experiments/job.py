@@ -2,7 +2,8 @@
 
 cells/<cell>.yaml       its configuration
 cells/<cell>.log        what training printed
-cells/<cell>.json       CPU seconds of its training so far, over interruptions; null where one was killed uncounted
+cells/<cell>.json       CPU seconds of its training so far, over interruptions; null where one was killed uncounted; and
+                        the checksum of the model that it started from, if it did
 cells/<cell>/           the run, and
     result.json         what was measured, and what of: a cell with this file is finished
     pictures.npz        a few reconstructions and samples, uint8 [N, C, H, W]
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from vlae.errors import VlaeError
 from vlae.experiments.dae import flat
 from vlae.experiments.plan import Load
 from vlae.experiments.study import Cell, Measure
+from vlae.files import write_text
+from vlae.models.hub import PREFIX
 from vlae.models.saving import CONFIG, locate
-from vlae.training.settings import DataSettings
+from vlae.training.settings import DataSettings, TrainerSettings
 
 RESULT = ("identity", "values", "errors", "skipped")  # tables of numbers and words in a result
 IGNORED = ("data.root", "trainer.progress_bar", "measure.batch_size")  # where and how, not what
@@ -117,15 +120,22 @@ class Job:
 
     def seconds_so_far(self) -> float | None:
         """The CPU seconds of its training; None where they are not known."""
-        try:
-            return json.loads(self.seconds_path.read_text())["seconds"]
-        except (OSError, ValueError, KeyError):
-            return None
+        return self._of_training().get("seconds")
 
-    @property
-    def data(self) -> DataSettings | None:
-        """The cell's data set; None where the model says it."""
-        return DataSettings(**self.config["data"]) if self.config.get("data") else None
+    def started_from(self) -> str | None:
+        """The checksum of the model that its training began with; None where that is not known."""
+        return self._of_training().get(STARTED_FROM)
+
+    def keep_of_training(self, seconds: float | None, started_from: str | None) -> None:
+        """Keeps CPU seconds, and the checksum of the model that the training began with."""
+        write_text(self.seconds_path, json.dumps({"seconds": seconds, STARTED_FROM: started_from}) + "\n")
+
+    def _of_training(self) -> dict[str, Any]:
+        try:
+            kept = json.loads(self.seconds_path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return kept if isinstance(kept, dict) else {}
 
     def model_path(self) -> Path:
         """The directory of the cell's saved model."""
@@ -138,19 +148,24 @@ class Job:
         source: dict[str, Any] = {"config": self.config}
         if not self.cell.trained:
             name = self.cell.pretrained or self.cell.run
-            source |= {"model": name, "sha256": _checksum(name)}
+            source |= {"model": name, "sha256": checksum(name)}
         elif start := self.config.get("start_from"):
-            source["config"] = self.config | {STARTED_FROM: _checksum(start)}
+            source["config"] = self.config | {STARTED_FROM: self.started_from() or checksum(start)}
         settings = asdict(self.measure.settings) | {"split": self.measure.split, "limit": self.measure.limit}
         whole = {**source, "measure": settings, "timed": self.timed}
         return json.loads(json.dumps(whole))  # as it is read back: tuples are lists
 
 
-def _checksum(model: str | None) -> str | None:
-    """Of a saved model's weights; None where there is no such model (yet): that is for others to say."""
+def checksum(model: str | None) -> str | None:
+    """Of a saved model's weights; None where that is not known.
+
+    There may be no such model (yet, or any more), which is for others to say. From the Hub nothing is fetched for it.
+    """
+    if not model or model.startswith(PREFIX):
+        return None
     try:
-        return json.loads((locate(model or "") / CONFIG).read_text()).get("sha256")
-    except (VlaeError, OSError, ValueError):
+        return json.loads((locate(model) / CONFIG).read_text()).get("sha256")
+    except (VlaeError, OSError, ValueError, AttributeError):
         return None
 
 
@@ -191,6 +206,9 @@ def state(job: Job) -> State:
             return State("changed", f"{path.name} is missing, which says what it was trained with", True)
         if change := difference(_trained_with(path), job.config):
             return State("changed", change, training_changed=True)
+        was, now = job.started_from(), checksum(job.config.get("start_from"))
+        if was and now and was != now:
+            return State("changed", f"{STARTED_FROM} was {was}, now {now}", training_changed=True)
     result = read_result(job)
     if result is not None and not job.measure_anew:
         change = difference(result["identity"], job.identity())
@@ -215,8 +233,10 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
     def ignored(key: str) -> bool:
         if key.endswith("data.root") and after.get(key.replace(".root", ".name")) == "folder":
-            return False  # a folder of that name elsewhere holds other images
-        return key.endswith(IGNORED) or (key.endswith(STARTED_FROM) and key not in before)
+            path = Path(str(after.get(key.replace(".root", ".options.path")))).expanduser()
+            return path.is_absolute()  # else a folder of that name elsewhere, which holds other images
+        unknown = before.get(key) is None or after.get(key) is None
+        return key.endswith(IGNORED) or (key.endswith(STARTED_FROM) and unknown)
 
     for key in {**after, **before}:
         if before.get(key) != after.get(key) and not ignored(key):
@@ -232,3 +252,10 @@ def read_result(job: Job) -> dict[str, Any] | None:
         return None
     whole = isinstance(result, dict) and all(isinstance(result.get(key), dict) for key in RESULT)
     return result if whole else None
+
+
+def load_of(config: Mapping[str, Any]) -> Load:
+    """How many images a configuration has."""
+    data = DataSettings(**(config.get("data") or {}))
+    trainer = TrainerSettings(**(config.get("trainer") or {}))
+    return Load(len(data.load(data.split)), len(data.load("validation")), trainer.max_epochs, data.batch_size)

@@ -243,10 +243,11 @@ def _cell(content: Any, base: dict[str, Any]) -> Cell:
         check(config, where)
     elif extra := [key for key in content if key in CONFIG and key != "data"]:
         raise VlaeError(f"{where}: it is not trained here, so {extra[0]} says nothing; only data may be given")
-    elif "data" in content:
-        check({"data": config["data"]}, where, trained=False)
     else:
-        _same_data(cell, where)
+        if config.get("data"):
+            check({"data": config["data"]}, where, trained=False)
+        if "data" not in content:
+            _same_data(cell, where)
     return cell
 
 

@@ -95,7 +95,8 @@ def receptive_field(mask: Tensor, slope: int | None = None, measured: Tensor | N
 
     # Cells shrink as the window grows, but never below what a number needs.
     cell = min(0.45, max(0.15 if slope is None else 0.3, 8 / columns))
-    figure = _figure(max(4.0, cell * columns + 1) * len(fields), max(2.6, cell * rows + 1.6))
+    least = (4.0, 2.6) if slope is None else (5.5, 3.2)  # what the title takes
+    figure = _figure(max(least[0], cell * columns + 1) * len(fields), max(least[1], cell * rows + 1.6))
     every = np.ravel(figure.subplots(1, len(fields)))
     for axes, seen in zip(every, fields, strict=True):
         _field(axes, seen, slope, cell)

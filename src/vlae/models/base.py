@@ -322,11 +322,11 @@ class LatentVariableModel(Savable):
         if expected is None or levels == expected:
             return
         if levels == 2:
-            advice = f"give images of {expected} levels, or train with model.likelihood=bernoulli"
+            advice = f"give images of {expected} levels, or train with --model.likelihood bernoulli"
         elif expected == 2:
-            advice = "binarise them with data.binarize=dynamic"
+            advice = "binarise them with --data.binarize dynamic"
         else:
-            advice = f"give images of {expected} levels, or train with model.likelihood_options.levels={levels}"
+            advice = f"give images of {expected} levels, or train with --model.likelihood_options.levels {levels}"
         kind = type(self.likelihood).__name__
         raise VlaeError(f"the likelihood {kind} has {expected} levels and {name} has {levels}: {advice}")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlae.distributions.fitted import FittedGaussian, FullGaussian
 from vlae.distributions.likelihoods import Factorised
 from vlae.distributions.pointmass import PointMass
-from vlae.errors import VlaeError
+from vlae.errors import VlaeError, is_number
 from vlae.models.base import Bound, check_sizes, likelihood_for
 from vlae.models.decoders import ARCHITECTURES
 from vlae.models.textbook import Textbook
@@ -97,8 +97,8 @@ class DenoisingAutoencoder(Textbook):
         if corruption not in CORRUPTIONS:
             raise VlaeError(f"unknown corruption {corruption!r}: choose one of {', '.join(CORRUPTIONS)}")
         least, most, meaning = CORRUPTIONS[corruption]
-        if not least <= noise <= most:
-            raise VlaeError(f"noise of the corruption {corruption!r} is {meaning}; got {noise}")
+        if not (is_number(noise) and least <= noise <= most):
+            raise VlaeError(f"noise of the corruption {corruption!r} is {meaning}; got {noise!r}")
         self.corruption, self.noise = corruption, noise
         self.likelihood = likelihood_for(self.image_shape, likelihood, likelihood_options)
         self.latent_shape = (latent_dim,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import inspect
 import json
@@ -11,6 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import wraps
 from importlib import resources
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -29,6 +31,15 @@ if TYPE_CHECKING:
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FORMAT = 1
 _classes: dict[str, type[Savable]] = {}  # the allow-list: what a config.json may name
+
+
+def _plain_number(value: object) -> float:
+    """A number of another type than Python's own, of NumPy or a fraction, as JSON has it."""
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"no JSON for {type(value).__name__}")
 
 
 class Savable(nn.Module):
@@ -52,7 +63,7 @@ class Savable(nn.Module):
                 arguments = cls._named(construct, args, kwargs)
                 construct(self, *args, **kwargs)
                 try:
-                    self.config = json.loads(json.dumps(arguments))
+                    self.config = json.loads(json.dumps(arguments, default=_plain_number))
                 except TypeError:  # a module, say: such a model can be used, and not saved
                     self.config = {}
                 self.metadata = {}
@@ -269,8 +280,10 @@ def locate(path_or_name: str | os.PathLike[str]) -> Path:
         return Path(str(resources.files("vlae") / "pretrained" / name))
     if not path.exists() and (kept := set_aside(path)):
         raise VlaeError(f"{path} was being replaced when the process was killed: the old model is {kept[0]}")
+    close = difflib.get_close_matches(name, pretrained_names(), 1)
+    meant = f"did you mean {close[0]!r}? Else " if close else ""
     raise VlaeError(
-        f"no saved model at {name!r}: give a directory with {CONFIG} and {WEIGHTS}, "
+        f"no saved model at {name!r}: {meant}give a directory with {CONFIG} and {WEIGHTS}, "
         f"a pretrained name (vlae models lists them), or {hub.PREFIX}ORGANISATION/NAME"
     )
 

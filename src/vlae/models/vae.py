@@ -149,7 +149,8 @@ class VAE(SingleLevelModel, Textbook):
             latent_dim numbers; 0 is the vector.
         posterior: "gaussian" or "iaf" (inverse autoregressive flow).
         posterior_options: of `vlae.distributions.make_posterior`, such as `mean_norm` against collapse.
-        prior: "flow" (autoregressive; over maps too), "spline", "autoregressive_mixture", "mixture", "vamp", "delta".
+        prior: "normal", "flow" (autoregressive; over maps too), "spline", "autoregressive_mixture", "mixture", "vamp",
+            "delta".
         prior_options: of `vlae.distributions.make_prior`.
         classes: how many labels the model is conditional on; 0: none.
         attributes: or how many attributes (the data set's factors).
@@ -289,7 +290,8 @@ class VLAE(SingleLevelModel):
             numbers; 0 is the vector.
         posterior: "gaussian" or "iaf" (inverse autoregressive flow).
         posterior_options: of `vlae.distributions.make_posterior`, such as `mean_norm` against collapse.
-        prior: "flow" (autoregressive; over maps too), "spline", "autoregressive_mixture", "mixture", "vamp", "delta".
+        prior: "normal", "flow" (autoregressive; over maps too), "spline", "autoregressive_mixture", "mixture", "vamp",
+            "delta".
         prior_options: of `vlae.distributions.make_prior`.
         classes: how many labels the model is conditional on; 0: none.
         attributes: or how many attributes (the data set's factors).

@@ -42,7 +42,7 @@ def mmd(a: Tensor, b: Tensor, kernel: str = "rbf", bandwidth: float | None = Non
         >>> mmd(a, a).item(), mmd(a, a + 100).item()
         (0.0, 2.0)
     """
-    _check_kernel(kernel)
+    _check_kernel(kernel, bandwidth)
     if len(a) < 2 or len(b) < 2:
         raise VlaeError(f"MMD needs two samples or more on both sides; got {len(a)} and {len(b)}: use larger batches")
     scale = a.shape[1] ** 0.5 if bandwidth is None else bandwidth
@@ -58,9 +58,11 @@ def mmd(a: Tensor, b: Tensor, kernel: str = "rbf", bandwidth: float | None = Non
     return among(a) + among(b) - 2 * similarity(a, b).mean()
 
 
-def _check_kernel(kernel: str) -> None:
+def _check_kernel(kernel: str, bandwidth: float | None) -> None:
     if kernel not in tuple(KERNELS):  # a list is no key
         raise VlaeError(f"the kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
+    if bandwidth is not None and not (is_number(bandwidth) and bandwidth > 0):
+        raise VlaeError(f"bandwidth must be positive, or None for the square root of z's size; got {bandwidth!r}")
 
 
 class InfoVAE(Objective):
@@ -82,12 +84,10 @@ class InfoVAE(Objective):
         self, alpha: float = 0.0, lambda_: float = 1000.0, kernel: str = "rbf", bandwidth: float | None = None
     ):
         super().__init__()
-        _check_kernel(kernel)
+        _check_kernel(kernel, bandwidth)
         require_numbers("InfoVAE", alpha=alpha, lambda_=lambda_)
         if not alpha <= 1 or not alpha + lambda_ - 1 >= 0:
             raise VlaeError(f"InfoVAE needs alpha <= 1 and alpha + lambda_ - 1 >= 0; got {alpha} and {lambda_}")
-        if bandwidth is not None and not (is_number(bandwidth) and bandwidth > 0):
-            raise VlaeError(f"bandwidth must be positive, or None for the square root of z's size; got {bandwidth!r}")
         self.alpha, self.lambda_, self.kernel, self.bandwidth = alpha, lambda_, kernel, bandwidth
 
     def floor(self, progress: float) -> None:

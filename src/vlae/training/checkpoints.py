@@ -165,7 +165,7 @@ def check_resumable(last: Path, model: LatentVariableModel) -> dict[str, Any]:
     return checkpoint
 
 
-def check_training(last: Path, checkpoint: dict[str, Any], task: Task, epochs: int, averaged: bool) -> None:
+def check_training(last: Path, checkpoint: dict[str, Any], task: Task, epochs: int, averaged: bool) -> int:
     """Refuses to go on with another model's, data's or optimiser's training than that of a checkpoint.
 
     Args:
@@ -174,6 +174,9 @@ def check_training(last: Path, checkpoint: dict[str, Any], task: Task, epochs: i
         task: the training that is asked for.
         epochs: it is to have, those of the checkpoint among them.
         averaged: whether it averages weights.
+
+    Returns:
+        How many epochs are behind it.
     """
     about, metadata = checkpoint["vlae"], task.model.metadata
     for key, was in about.get("training", {}).items():
@@ -191,6 +194,7 @@ def check_training(last: Path, checkpoint: dict[str, Any], task: Task, epochs: i
     begun, asked = (each.get("started_from") for each in (about["metadata"], metadata))
     if begun != asked:
         raise VlaeError(f"{last} started from {begun or 'new weights'}, not from {asked or 'new ones'}: {RESUME}")
+    return done
 
 
 def differences(one: LatentVariableModel, other: LatentVariableModel) -> list[str]:

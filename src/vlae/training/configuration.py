@@ -93,7 +93,9 @@ def find_config(name: str) -> Path:
     known = shipped()
     if (stem := name.removesuffix(".yaml")) in known:
         return known[stem]
-    raise VlaeError(f"no configuration {name!r}: give a YAML file or one of {', '.join(known)}")
+    close = difflib.get_close_matches(stem, known, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"give a YAML file or one of {', '.join(known)}"
+    raise VlaeError(f"no configuration {name!r}: {hint}")
 
 
 def check_yaml(path: Path) -> None:
@@ -205,10 +207,21 @@ def check_nulls(settings: Any) -> None:
             classes = [kind for kind in classes if kind.__name__ == path.rsplit(".", 1)[-1]]
             given = given.get("init_args")
         for name, parameter in inspect.signature(classes[0]).parameters.items() if given and classes else ():
-            if name in given and given[name] is None and "None" not in str(parameter.annotation):
+            if name in given and given[name] is None and needs_value(parameter):
                 empty.append(f"{section}.{name}")
     if empty:
         raise VlaeError(f"{empty[0]} can't be null: leave it out, or give it a value")
+
+
+def needs_value(parameter: inspect.Parameter) -> bool:
+    """Whether None is surely no value of this parameter: neither its default, nor left room for by its annotation.
+
+    An argument without an annotation, as classes from outside have, may take anything.
+    """
+    annotation = str(parameter.annotation)
+    anything = parameter.annotation is parameter.empty or annotation in ("Any", "typing.Any")
+    free = anything or "None" in annotation or "Optional" in annotation
+    return not free and parameter.default is not None
 
 
 def underscored(word: str) -> str:

@@ -59,7 +59,7 @@ def train(
         optimizer: how the weights move.
         data: which images.
         trainer: how long, how fast, on what.
-        directory: the run's; see the module's text for what it holds.
+        directory: the run's; see `vlae.training.directory` for what it holds.
         config: the whole configuration as YAML, kept in the run.
         seed: of the data's order, and of all noise in training.
         resume: go on from `ckpts/last.ckpt`, bit for bit as if there had been no stop.
@@ -101,8 +101,9 @@ def train(
                 model.initialise(first.images, model.context_of(first.labels, first.factors))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = Task(model, objective, optimizer, seed, trainer.gradient_clip, trainer.max_bad_steps)
+    done = 0
     if resume:
-        check_training(last, check_resumable(last, model), task, trainer.max_epochs, bool(trainer.ema_decay))
+        done = check_training(last, check_resumable(last, model), task, trainer.max_epochs, bool(trainer.ema_decay))
     checkpoints = BestAndLast(directory / "ckpts", held_out)
     with ExitStack() as stack:
         stack.enter_context(quiet())
@@ -121,6 +122,8 @@ def train(
             + (f"; from the weights of {start_from}" if start_from and not resume else "")
             + (f", but for the prior, which begins anew: another {', '.join(anew)}" if anew else "")
         )
+        if done == trainer.max_epochs:
+            logger.info(f"all {done} epochs are behind it: nothing is left to train; more with --trainer.max_epochs")
         if not held_out:
             logger.info(
                 "the validation images are trained on: their bound is no held-out one, and the last model is kept"

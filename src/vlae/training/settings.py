@@ -20,7 +20,7 @@ class DataSettings:
     Attributes:
         name: one of `vlae.data.names()`.
         root: where the files are; None looks in $VLAE_DATA and the download cache.
-        binarize: None, "static", "dynamic" or "threshold".
+        binarize: "static", "dynamic" or "threshold"; null keeps all levels.
         batch_size: images per training step, of all processes together.
         split: what to train on: "train", or "train+validation" for a final run.
         options: further arguments of the data set, such as path, crop and crops_per_epoch of "folder".
@@ -66,7 +66,7 @@ class TrainerSettings:
             one would have, up to rounding. Under torchrun it is torchrun's number.
         num_nodes: machines, each with as many devices.
         strategy: how several processes are kept together: "auto" (DistributedDataParallel), or "ddp" (the same, slower,
-            for an objective of your own under which other parameters get a gradient in other steps).
+            for an objective of your own under which some parameters get a gradient in some steps only).
         progress_bar: show one.
     """
 
