@@ -194,7 +194,7 @@ def enough(criterion: Criterion, images: int) -> Criterion:
     """The criterion, undecided where it was measured on fewer images, or samples, than decide anything."""
     if criterion.met is None or images >= ENOUGH:
         return criterion
-    return replace(criterion, met=None, evidence=f"{criterion.evidence}: of {images:,}, too few: {ENOUGH} or more decide")
+    return replace(criterion, met=None, evidence=f"{criterion.evidence}: of {images:,}, too few (under {ENOUGH})")
 
 
 def settled(rate_bits: float | None, free_nats: float | None) -> Criterion:
