@@ -213,27 +213,28 @@ def viz_rate_distortion(words: list[str]) -> int:
     from vlae.evaluation.passes import batches_of
     from vlae.figures.studies import Point, rate_distortion
 
-    points: list[Point] = []
-    protocol, on = "", ""
+    measured: list[tuple[str, Any, Any]] = []
     for target in settings.targets or [None]:
         chosen = _of_one(settings, target)
         model, directory = choose_model(chosen)
-        default = directory / "grids" if len(settings.targets) < 2 else Path("outputs")
-        path = output_path(settings, default / "rate_distortion.png")
-        name = directory.name
         codes.check_bound(model)
         data = _some(choose_data(chosen, model), model, settings.count)
-        if points and data.protocol != protocol:
+        if measured and data.protocol != measured[0][2].protocol:
             raise VlaeError(
-                f"{points[0].name} and {name} are of different data, which can't be compared: say which with "
+                f"{measured[0][0]} and {directory.name} are of different data, which can't be compared: say which with "
                 "--data.name and --data.binarize"
             )
-        protocol, on = data.protocol, _images(data)
+        measured.append((_unused(directory.name, [name for name, _, _ in measured]), model, data))
+    default = directory / "grids" if len(settings.targets) < 2 else Path("outputs")
+    path = output_path(settings, default / "rate_distortion.png")
+    points: list[Point] = []
+    for name, model, data in measured:
         found = evaluate(model, partial(batches_of, model, data), seed=settings.seed)
         assert found.rate is not None
-        points.append(Point(_unused(name, [p.name for p in points]), found.distortion, found.rate))
-        print(f"{points[-1].name}: rate {found.rate:.3f}, distortion {found.distortion:.3f}, "
+        points.append(Point(name, found.distortion, found.rate))
+        print(f"{name}: rate {found.rate:.3f}, distortion {found.distortion:.3f}, "
               f"-ELBO {found.negative_elbo:.3f} nats per image")  # fmt: skip
+    on = _images(measured[0][2])
     figures.save(rate_distortion(points, f"rate and distortion of {on}"), path)
     print(f"{len(points)} {'model' if len(points) == 1 else 'models'} in the rate-distortion plane: {path}")
     return 0

@@ -187,6 +187,8 @@ def rate_distortion(points: Sequence[Point], title: str | None = None, unit: str
         around = 0.1 * (abs(points[0].x) + abs(points[0].y)) or 1.0
         axes.set_xlim(points[0].x - around, points[0].x + around)
         axes.set_ylim(points[0].y - around, points[0].y + around)
+    if axes.get_xlim()[0] < 0:  # there is no rate below 0, but for estimates of it
+        axes.set_xlim(left=min(0, *(p.x for p in points)) - 0.03 * axes.get_xlim()[1])
     _equal_sums(axes)
     _name_points(axes, points)
     axes.set_xlabel(plain(f"rate [{unit}]"))
