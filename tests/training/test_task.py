@@ -271,7 +271,11 @@ def test_metrics_file_replaces_rows_of_a_resumed_epoch(tmp_path):
 
 @pytest.mark.parametrize(
     ("likelihood", "levels", "advice"),
-    [("bernoulli", 17, "binarize=dynamic"), ("categorical", 17, "levels=17"), ("categorical", 2, "bernoulli")],
+    [
+        ("bernoulli", 17, "--data.binarize dynamic"),
+        ("categorical", 17, "--model.likelihood_options.levels 17"),
+        ("categorical", 2, "bernoulli"),
+    ],
 )
 def test_likelihood_must_fit_the_data(likelihood, levels, advice):
     with pytest.raises(VlaeError, match=advice):
